@@ -1,0 +1,258 @@
+"""The contract between the server and a task.
+
+A plugin brings a `Task`: what the server needs to know, light enough for the serving process. Its `trainer()`, usually
+the plugin's module `training`, is imported only where models are made; its `open()` gives the `Codec` that turns
+instances into the arrays of the ONNX model and back. Examples are Arrow tables whose columns are the fields of the task's
+example message; instances and predictions are protobuf messages of the task's own service.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from luthier.errors import InvalidArgument, InvalidData
+from luthier.v1.dataset_pb2 import DataProblem, Split
+from luthier.v1.evaluation_pb2 import ClassScores, ConfusionMatrix, Evaluation
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+__all__ = [
+    "ClassScores",
+    "Codec",
+    "ConfusionMatrix",
+    "DataFile",
+    "DataProblem",
+    "Evaluation",
+    "InvalidArgument",
+    "InvalidData",
+    "Method",
+    "Run",
+    "Split",
+    "Task",
+    "Trainer",
+]
+
+PARTS = ("train", "validation", "test")
+"""The parts of a data set version, in the order they are stored and hashed."""
+
+MODEL_FILE = "model.onnx"
+"""What every bundle's model is called."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFile:
+    """One uploaded file to read examples from."""
+
+    path: Path
+    """Where its bytes are."""
+    name: str
+    """What the user calls it; errors name it."""
+    format: str
+    """One of the task's formats."""
+    role: str = ""
+    """`train`, `validation`, `test`, empty, or one of the task's `extra_files`."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Column of the file for a field of the example, where they differ."""
+    header: bool = True
+    """False where the file begins with data; its columns are then called `0`, `1`, …"""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A unary method of a task's service: its request has `model` and `instances`, its response `model_version` and
+    `predictions`."""
+
+    name: str
+    request: type[Message]
+    response: type[Message]
+    instance: type[Message]
+    prediction: type[Message]
+
+    @classmethod
+    def of(cls, method: MethodDescriptor) -> Method:
+        """Reads a method's messages from its descriptor, and raises TypeError where they lack those fields."""
+        request, response = method.input_type.fields_by_name, method.output_type.fields_by_name
+        if not {"model", "instances"} <= request.keys() or not {"model_version", "predictions"} <= response.keys():
+            raise TypeError(
+                f"{method.full_name}: the request needs the fields `model` and `instances`, the response "
+                "`model_version` and `predictions`"
+            )
+        return cls(
+            name=method.name,
+            request=GetMessageClass(method.input_type),
+            response=GetMessageClass(method.output_type),
+            instance=GetMessageClass(request["instances"].message_type),
+            prediction=GetMessageClass(response["predictions"].message_type),
+        )
+
+
+class Codec(ABC):
+    """The two ends of a served model: instances to arrays, arrays to predictions. It is called from many threads."""
+
+    @abstractmethod
+    def encode(self, instances: Sequence[Message]) -> Mapping[str, np.ndarray]:
+        """Returns the model's inputs by name, the first axis of each as long as `instances`.
+
+        Raises InvalidArgument with one entry `instances[i].field` for everything that is wrong.
+        """
+
+    @abstractmethod
+    def decode(self, outputs: Mapping[str, np.ndarray], instances: Sequence[Message]) -> list[Message]:
+        """Returns one prediction for each instance from the model's outputs by name."""
+
+
+class Trainer(Protocol):
+    """How models are made. A plugin's module `training` with these three functions is one."""
+
+    def fine_tune(self, run: Run) -> Any:
+        """Makes a model from `run.base`, `run.parts` and `run.config`; calls `run.report` often."""
+
+    def predict(self, model: Any, instances: Sequence[Message]) -> list[Message]:
+        """Predicts in the training framework, without the codec: the other side of the parity measurement."""
+
+    def export(self, model: Any, directory: Path) -> None:
+        """Writes `model.onnx` (with a dynamic batch) and all that the codec needs into an empty folder."""
+
+
+@dataclass(kw_only=True)
+class Run:
+    """One fine-tune, as the trainer sees it."""
+
+    parts: Mapping[str, pa.Table]
+    """`train`; `validation`, which may have no rows; and the extra files of the data set by role. Never `test`."""
+    config: Any
+    """The task's config message with every default filled in."""
+    base: Path | None
+    """Files of the base, or of the bundle of an earlier version; None where a task starts from nothing."""
+    seed: int
+    directory: Path
+    """For checkpoints and other files of this run."""
+    device: str = "cpu"
+    emit: Callable[[dict[str, Any]], None] = lambda event: None
+    """Takes progress and metrics as plain dictionaries."""
+    cancelled: Callable[[], bool] = lambda: False
+    warm_start: bool = False
+    """True where `base` is the bundle of an earlier version of a model, not an entry of the catalogue."""
+    figures: dict[str, float] = field(default_factory=dict)
+    """Figures of the training that are kept with the version, such as seconds and examples a second."""
+
+    _stage: str = field(default="", init=False)
+    _started: float = field(default=0.0, init=False)
+    _first_step: int = field(default=0, init=False)
+
+    def report(
+        self, step: int, total: int, *, stage: str = "training", examples: int = 0, **metrics: float
+    ) -> None:
+        """Says that `step` of `total` steps of a stage are done, and what was measured at it.
+
+        `examples` is the number of examples done in the stage so far; throughput and remaining time follow from it.
+        Raises Cancelled where the operation was cancelled.
+        """
+        from luthier.errors import Cancelled
+
+        if self.cancelled():
+            raise Cancelled("the operation was cancelled")
+        now = time.monotonic()
+        if stage != self._stage:
+            self._stage, self._started, self._first_step = stage, now, step
+        seconds, done = now - self._started, step - self._first_step
+        progress: dict[str, Any] = {"stage": stage, "step": step, "total": total}
+        if seconds > 0:
+            progress["examples_per_s"] = examples / seconds
+            if done > 0:
+                progress["remaining_s"] = seconds / done * (total - step)
+        self.emit({"progress": progress})
+        if metrics:
+            self.emit({"metrics": {"step": step, "values": {name: float(value) for name, value in metrics.items()}}})
+
+
+class Task(ABC):
+    """One kind of work. Subclass it, and return an instance from the hook `luthier_tasks`."""
+
+    id: ClassVar[str]
+    """Small letters, digits and `-`, for instance `text-classification`."""
+    title: ClassVar[str]
+    description: ClassVar[str] = ""
+    service: ClassVar[ServiceDescriptor]
+    """The typed service; its first unary method is the one for evaluation."""
+    config: ClassVar[type[Message]]
+    """Config message; its fields are `optional` and carry `(luthier.v1.field)`."""
+    example: ClassVar[type[Message]]
+    """Example message; its fields are the columns of the examples."""
+    primary_metric: ClassVar[str]
+    """What parity and checkpoints are judged by."""
+    lower_is_better: ClassVar[bool] = False
+    bases: ClassVar[tuple[str, ...]] = ()
+    """Ids of bases that suit, the default first. Empty where a fine-tune may start from nothing."""
+    formats: ClassVar[tuple[str, ...]] = ("csv", "tsv", "jsonl", "parquet")
+    extra_files: ClassVar[tuple[str, ...]] = ()
+    """Roles of files beside the parts, for instance `titles`; `read` gets them too."""
+    splits: ClassVar[tuple[str, ...]] = ("hash",)
+
+    @property
+    def methods(self) -> list[Method]:
+        """The unary methods of the service."""
+        unary = (m for m in self.service.methods if not (m.client_streaming or m.server_streaming))
+        return [Method.of(method) for method in unary]
+
+    # Data: called in a worker.
+
+    def read(self, file: DataFile) -> pa.Table:
+        """Reads a file into a table with the columns of `example`; raises InvalidData with every problem in it.
+
+        As it stands: CSV, TSV, JSONL and Parquet with one row an example.
+        """
+        from luthier import tabular
+
+        return tabular.read(file, self.example)
+
+    def split(self, examples: pa.Table, split: Split) -> dict[str, pa.Table]:
+        """Divides examples that came without parts. As it stands: by a stable hash of the example's content."""
+        from luthier import tabular
+
+        return tabular.split_by_hash(examples, split)
+
+    def validate(self, parts: Mapping[str, pa.Table]) -> Iterable[tuple[bool, DataProblem]]:
+        """Yields what is wrong with the data beyond the columns' types, each as (fatal, problem)."""
+        return ()
+
+    def describe(self, parts: Mapping[str, pa.Table]) -> dict[str, Any]:
+        """Statistics for people, as plain JSON values."""
+        return {}
+
+    # Training: called in a trainer process.
+
+    @abstractmethod
+    def trainer(self) -> Trainer:
+        """Imports and returns what makes models."""
+
+    # Serving and evaluation: called without the training framework.
+
+    @abstractmethod
+    def open(self, directory: Path) -> Codec:
+        """Opens the codec of a bundle that `Trainer.export` wrote."""
+
+    @abstractmethod
+    def instances(self, examples: pa.Table) -> list[Message]:
+        """What to ask a model in order to score it on these examples: messages of the first method's instance type."""
+
+    @abstractmethod
+    def score(self, examples: pa.Table, predictions: Sequence[Message]) -> Evaluation:
+        """Scores predictions for `instances(examples)`: fills metrics, per_class, confusion_matrix, num_examples."""
+
+
+def is_torch_loaded() -> bool:
+    """Whether this process has imported torch, which no serving process may."""
+    return "torch" in sys.modules
