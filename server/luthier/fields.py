@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from luthier.errors import InvalidArgument
@@ -23,18 +23,25 @@ _TYPES = {
 }
 
 
+def of(message: type[Message]) -> list[FieldDescriptor]:
+    """The fields of a message, in the order of its .proto."""
+    # The type stubs know a second class of descriptors, of one implementation; it has the same interface.
+    return cast("list[FieldDescriptor]", list(message.DESCRIPTOR.fields))
+
+
 def help_of(field: FieldDescriptor) -> options_pb2.FieldHelp:
     """The `(luthier.v1.field)` option of a field, empty where it has none."""
     help: options_pb2.FieldHelp = field.GetOptions().Extensions[options_pb2.field]
     return help
 
 
-def describe(descriptor: Descriptor) -> list[task_pb2.TaskField]:
+def describe(message: type[Message]) -> list[task_pb2.TaskField]:
     """What GetTask says of the fields of a config or example message."""
     described = []
-    for field in descriptor.fields:
+    for field in of(message):
         help = help_of(field)
-        kind = _TYPES.get(field.type) or (field.enum_type or field.message_type).full_name
+        named = field.enum_type or field.message_type
+        kind = named.full_name if named else _TYPES[field.type]
         entry = task_pb2.TaskField(
             field=field.name,
             type=f"repeated {kind}" if field.is_repeated else kind,
@@ -57,7 +64,7 @@ def resolve(config: Message) -> None:
     Raises InvalidArgument with an entry `config.field` for each field out of bounds.
     """
     violations = {}
-    for field in config.DESCRIPTOR.fields:
+    for field in of(type(config)):
         help = help_of(field)
         if field.has_presence and not field.message_type and not config.HasField(field.name):
             setattr(config, field.name, _parse(field, help.default))

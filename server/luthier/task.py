@@ -2,8 +2,8 @@
 
 A plugin brings a `Task`: what the server needs to know, light enough for the serving process. Its `trainer()`, usually
 the plugin's module `training`, is imported only where models are made; its `open()` gives the `Codec` that turns
-instances into the arrays of the ONNX model and back. Examples are Arrow tables whose columns are the fields of the task's
-example message; instances and predictions are protobuf messages of the task's own service.
+instances into the arrays of the ONNX model and back. Examples are Arrow tables whose columns are the fields of the
+task's example message; instances and predictions are protobuf messages of the task's own service.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Method:
     def of(cls, method: MethodDescriptor) -> Method:
         """Reads a method's messages from its descriptor, and raises TypeError where they lack those fields."""
         request, response = method.input_type.fields_by_name, method.output_type.fields_by_name
-        if not {"model", "instances"} <= request.keys() or not {"model_version", "predictions"} <= response.keys():
+        if not {"model", "instances"} <= {*request} or not {"model_version", "predictions"} <= {*response}:
             raise TypeError(
                 f"{method.full_name}: the request needs the fields `model` and `instances`, the response "
                 "`model_version` and `predictions`"
@@ -152,9 +152,7 @@ class Run:
     _started: float = field(default=0.0, init=False)
     _first_step: int = field(default=0, init=False)
 
-    def report(
-        self, step: int, total: int, *, stage: str = "training", examples: int = 0, **metrics: float
-    ) -> None:
+    def report(self, step: int, total: int, *, stage: str = "training", examples: int = 0, **metrics: float) -> None:
         """Says that `step` of `total` steps of a stage are done, and what was measured at it.
 
         `examples` is the number of examples done in the stage so far; throughput and remaining time follow from it.

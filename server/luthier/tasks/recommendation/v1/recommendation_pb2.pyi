@@ -94,6 +94,32 @@ class Example(_message.Message):
 Global___Example: _TypeAlias = Example  # noqa: Y015
 
 @_typing.final
+class ItemTitle(_message.Message):
+    """The title of an item: one row of a file in the role `titles`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEM_FIELD_NUMBER: _builtins.int
+    TITLE_FIELD_NUMBER: _builtins.int
+    item: _builtins.str
+    """The item."""
+    title: _builtins.str
+    """Its title."""
+    def __init__(
+        self,
+        *,
+        item: _builtins.str = ...,
+        title: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item", b"item", "title", b"title"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ItemTitle: _TypeAlias = ItemTitle  # noqa: Y015
+
+@_typing.final
 class Config(_message.Message):
     """Settings of a fine-tune. What is left unset is chosen on validation data."""
 
@@ -170,15 +196,20 @@ class Instance(_message.Message):
     INCLUDE_SEEN_FIELD_NUMBER: _builtins.int
     ALLOW_FIELD_NUMBER: _builtins.int
     DENY_FIELD_NUMBER: _builtins.int
+    ALLOW_UNKNOWN_FIELD_NUMBER: _builtins.int
     user: _builtins.str
-    """A user that was in the training data. Unknown users are refused unless a history is given."""
+    """A user that was in the training data. Unknown users are refused unless a history is given or `allow_unknown` is set."""
     k: _builtins.int
-    """Number of items to recommend; 0: 10."""
+    """Number of items to recommend, at most 1000; 0: 10."""
     include_seen: _builtins.bool
     """Also recommend items that the user has taken already."""
+    allow_unknown: _builtins.bool
+    """An unknown user without a history gets no items instead of an error. Evaluations ask so."""
     @_builtins.property
     def history(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Items that the user has taken. Given alone: anyone's. Given with a user: added to what is known of the user."""
+        """Items that the user has taken. Given alone: anyone's. Given with a user: added to what is known of the user. Each
+        counts as much as an average interaction of the training data.
+        """
 
     @_builtins.property
     def allow(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -197,10 +228,11 @@ class Instance(_message.Message):
         include_seen: _builtins.bool = ...,
         allow: _abc.Iterable[_builtins.str] | None = ...,
         deny: _abc.Iterable[_builtins.str] | None = ...,
+        allow_unknown: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow", b"allow", "deny", b"deny", "history", b"history", "include_seen", b"include_seen", "k", b"k", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow", b"allow", "allow_unknown", b"allow_unknown", "deny", b"deny", "history", b"history", "include_seen", b"include_seen", "k", b"k", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -335,7 +367,7 @@ class SimilarItemsInstance(_message.Message):
     item: _builtins.str
     """The item to start from; not among the results."""
     k: _builtins.int
-    """Number of items; 0: 10."""
+    """Number of items, at most 1000; 0: 10."""
     @_builtins.property
     def allow(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Only from these items; empty: from all."""

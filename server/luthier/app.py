@@ -1,0 +1,161 @@
+"""Putting a server together, running it, and ending it in order."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import structlog
+from google.longrunning import operations_pb2_grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+
+from luthier import plugins
+from luthier.bases import Catalogue
+from luthier.database import Database
+from luthier.inference.pool import ModelPool
+from luthier.operations import Operations
+from luthier.registry import Registry
+from luthier.revisions import Revisions
+from luthier.services.bases import BaseService
+from luthier.services.binding import PooledServer
+from luthier.services.datasets import DatasetService
+from luthier.services.evaluations import EvaluationService
+from luthier.services.interceptor import ErrorInterceptor
+from luthier.services.models import ModelService
+from luthier.services.operations import LongRunningService, OperationService
+from luthier.services.prediction import PredictionService, typed_handler
+from luthier.services.tasks import TaskService
+from luthier.settings import Settings
+from luthier.store import Store
+from luthier.supervisor import Supervisor
+from luthier.v1 import (
+    base_pb2_grpc,
+    dataset_pb2_grpc,
+    evaluation_pb2_grpc,
+    model_pb2_grpc,
+    operation_pb2_grpc,
+    prediction_pb2_grpc,
+    task_pb2_grpc,
+)
+
+log = structlog.get_logger()
+
+UPLOADS_KEPT_S = 24 * 3600
+"""Seconds after which an upload is forgotten."""
+
+_OPTIONS = {
+    # A second server must not take the port silently.
+    "grpc.so_reuseport": 0,
+    # Pings that clients may send: every 20 s, without a call too. Clients of ours send one every 30 s.
+    "grpc.http2.min_ping_interval_without_data_ms": 20_000,
+    "grpc.keepalive_permit_without_calls": 1,
+}
+
+
+class App:
+    """One server process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._store = Store(settings.home)
+        self._database = Database(settings.database)
+        self._database.migrate()
+        self._plugins = plugins.load()
+        for failure in self._plugins.failures:
+            log.error("plugin failed", plugin=failure.plugin, why=failure.reason)
+        self._registry = Registry(self._database)
+        self._operations = Operations(self._database)
+        self._pool = ModelPool(self._registry, self._store, self._plugins)
+        self._revisions = Revisions(self._database, settings.poll_s, self._pool.refresh)
+        self._supervisor = Supervisor(settings, self._operations)
+        self._health = health.HealthServicer(experimental_non_blocking=True)
+        self._control = ThreadPoolExecutor(settings.control_threads, thread_name_prefix="control")
+        self._streams = ThreadPoolExecutor(settings.stream_threads, thread_name_prefix="stream")
+        self._predictions = ThreadPoolExecutor(settings.prediction_threads, thread_name_prefix="prediction")
+        self._server, self._names = self._bind()
+
+    def _bind(self) -> tuple[grpc.Server, list[str]]:
+        """The gRPC server with every service in its pool, and the services' names."""
+        options = _OPTIONS | {"grpc.max_receive_message_length": self._settings.max_request_bytes}
+        server = grpc.server(self._predictions, interceptors=[ErrorInterceptor()], options=list(options.items()))
+        pooled = PooledServer(server, self._control, self._streams)
+        catalogue = Catalogue.load(self._settings.home / "bases.toml")
+        registry, store, operations = self._registry, self._store, self._operations
+
+        task_pb2_grpc.add_TaskServiceServicer_to_server(TaskService(self._plugins), pooled)
+        base_pb2_grpc.add_BaseServiceServicer_to_server(BaseService(catalogue, store, operations), pooled)
+        dataset_pb2_grpc.add_DatasetServiceServicer_to_server(
+            DatasetService(registry, store, operations, self._plugins), pooled
+        )
+        model_pb2_grpc.add_ModelServiceServicer_to_server(
+            ModelService(registry, store, operations, self._plugins, catalogue), pooled
+        )
+        evaluation_pb2_grpc.add_EvaluationServiceServicer_to_server(EvaluationService(registry, operations), pooled)
+        operations_pb2_grpc.add_OperationsServicer_to_server(LongRunningService(operations, self._revisions), pooled)
+        operation_pb2_grpc.add_OperationServiceServicer_to_server(OperationService(operations, self._revisions), pooled)
+        prediction_pb2_grpc.add_PredictionServiceServicer_to_server(
+            PredictionService(self._pool), PooledServer(server, self._predictions, self._streams)
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, pooled)
+        for task in self._plugins.tasks.values():
+            server.add_generic_rpc_handlers([typed_handler(self._pool, task)])
+
+        names = [
+            *(f"luthier.v1.{name}Service" for name in _SERVICES),
+            "google.longrunning.Operations",
+            *(task.service.full_name for task in self._plugins.tasks.values()),
+            health.SERVICE_NAME,
+            reflection.SERVICE_NAME,
+        ]
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.ReflectionServicer(names), pooled)
+        return server, names
+
+    def start(self) -> int:
+        """Binds the port, loads every model that has an alias, then says SERVING. Returns the port."""
+        self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        port: int = self._server.add_insecure_port(self._settings.listen)
+        self._server.start()
+        self._pool.refresh()
+        self._revisions.start()
+        self._supervisor.start()
+        self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        for id in self._registry.expired_uploads(time.time() - UPLOADS_KEPT_S):
+            self._store.upload(id).unlink(missing_ok=True)
+        return port
+
+    def stop(self) -> None:
+        """Says NOT_SERVING, lets calls in flight finish, gives operations back and closes everything."""
+        self._health.enter_graceful_shutdown()
+        stopped = self._server.stop(self._settings.drain_s)
+        self._supervisor.stop()
+        self._revisions.stop()
+        stopped.wait()
+        for pool in (self._predictions, self._control, self._streams):
+            pool.shutdown()
+        self._database.close()
+
+    def _set_health(self, status: int) -> None:
+        for name in ("", *self._names):
+            self._health.set(name, status)
+
+
+_SERVICES = ("Task", "Base", "Dataset", "Model", "Evaluation", "Prediction", "Operation")
+
+
+def run(settings: Settings) -> int:
+    """Serves until SIGTERM or SIGINT."""
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    app = App(settings)
+    port = app.start()
+    host = settings.listen.rpartition(":")[0]
+    print(f"listening on {host}:{port}", flush=True)
+    ended.wait()
+    log.info("stopping")
+    app.stop()
+    return 0

@@ -1,0 +1,211 @@
+"""The database: its tables, and transactions that read or write."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.pool import ConnectionPoolEntry
+
+HEAD = "0001"
+"""The newest migration; a test compares it with the migrations there are."""
+
+metadata = sa.MetaData()
+
+uploads = sa.Table(
+    "uploads",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("filename", sa.String, nullable=False),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("sha256", sa.String, nullable=False),
+    sa.Column("create_time", sa.Double, nullable=False),
+)
+
+datasets = sa.Table(
+    "datasets",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("task", sa.String, nullable=False),
+    # Numbers are given once: this one stays when versions go.
+    sa.Column("last_number", sa.Integer, nullable=False),
+    sa.Column("create_time", sa.Double, nullable=False),
+)
+
+dataset_versions = sa.Table(
+    "dataset_versions",
+    metadata,
+    sa.Column("dataset", sa.String, sa.ForeignKey("datasets.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("digest", sa.String, nullable=False, index=True),
+    # A serialised luthier.v1.DatasetVersion.
+    sa.Column("record", sa.LargeBinary, nullable=False),
+    sa.UniqueConstraint("dataset", "digest"),
+)
+
+models = sa.Table(
+    "models",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("task", sa.String, nullable=False),
+    sa.Column("last_number", sa.Integer, nullable=False),
+    sa.Column("create_time", sa.Double, nullable=False),
+)
+
+model_versions = sa.Table(
+    "model_versions",
+    metadata,
+    sa.Column("model", sa.String, sa.ForeignKey("models.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("digest", sa.String, nullable=False, index=True),
+    # The operation that published it: an operation publishes once.
+    sa.Column("operation", sa.String, nullable=False, unique=True),
+    # A serialised luthier.v1.ModelVersion.
+    sa.Column("record", sa.LargeBinary, nullable=False),
+)
+
+aliases = sa.Table(
+    "aliases",
+    metadata,
+    sa.Column("model", sa.String, primary_key=True),
+    sa.Column("alias", sa.String, primary_key=True),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.ForeignKeyConstraint(["model", "number"], ["model_versions.model", "model_versions.number"], ondelete="CASCADE"),
+)
+
+evaluations = sa.Table(
+    "evaluations",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("model", sa.String, nullable=False),
+    sa.Column("model_number", sa.Integer, nullable=False),
+    sa.Column("dataset", sa.String, nullable=False),
+    sa.Column("dataset_number", sa.Integer, nullable=False),
+    sa.Column("create_time", sa.Double, nullable=False, index=True),
+    # A serialised luthier.v1.Evaluation.
+    sa.Column("record", sa.LargeBinary, nullable=False),
+    sa.ForeignKeyConstraint(
+        ["model", "model_number"], ["model_versions.model", "model_versions.number"], ondelete="CASCADE"
+    ),
+)
+
+operations = sa.Table(
+    "operations",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    # Numbers of luthier.v1.OperationMetadata.Kind and .State.
+    sa.Column("kind", sa.Integer, nullable=False),
+    sa.Column("state", sa.Integer, nullable=False),
+    sa.Column("target", sa.String, nullable=False),
+    sa.Column("request", sa.LargeBinary, nullable=False),
+    sa.Column("request_id", sa.String, unique=True),
+    # Each time that a worker takes the operation up is an attempt; only the newest may publish.
+    sa.Column("attempt", sa.Integer, nullable=False),
+    # How many attempts ended without a word.
+    sa.Column("faults", sa.Integer, nullable=False),
+    sa.Column("lease_until", sa.Double, nullable=False),
+    sa.Column("cancel_requested", sa.Boolean, nullable=False),
+    sa.Column("last_sequence", sa.Integer, nullable=False),
+    # A serialised luthier.v1.Progress, then Any of the response or google.rpc.Status.
+    sa.Column("progress", sa.LargeBinary, nullable=False),
+    sa.Column("response", sa.LargeBinary),
+    sa.Column("error", sa.LargeBinary),
+    sa.Column("create_time", sa.Double, nullable=False),
+    sa.Column("update_time", sa.Double, nullable=False),
+    sa.Index("operations_by_state", "state", "create_time"),
+)
+
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("operation", sa.String, sa.ForeignKey("operations.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("sequence", sa.Integer, primary_key=True),
+    # A serialised luthier.v1.OperationEvent.
+    sa.Column("record", sa.LargeBinary, nullable=False),
+)
+
+revisions = sa.Table(
+    "revisions",
+    metadata,
+    # `models` or `operations`: what changed.
+    sa.Column("name", sa.String, primary_key=True),
+    sa.Column("value", sa.BigInteger, nullable=False),
+)
+
+
+class Database:
+    """Transactions on SQLite or PostgreSQL."""
+
+    def __init__(self, url: str) -> None:
+        connect_args: dict[str, Any] = {}
+        if url.startswith("sqlite"):
+            # The driver must not begin transactions by itself: `_begin` decides between read and write.
+            connect_args = {"timeout": 30.0, "isolation_level": None, "check_same_thread": False}
+        self.engine = sa.create_engine(url, connect_args=connect_args, pool_pre_ping=not connect_args)
+        self.is_sqlite = self.engine.dialect.name == "sqlite"
+        if self.is_sqlite:
+            sa.event.listen(self.engine, "connect", _configure_sqlite)
+            sa.event.listen(self.engine, "begin", _begin)
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """A transaction that only reads."""
+        with self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[sa.Connection]:
+        """A transaction that writes; on SQLite it takes the write lock at once, since a reader cannot be promoted."""
+        with self.engine.connect().execution_options(write=True) as connection, connection.begin():
+            yield connection
+
+    def migrate(self) -> None:
+        """Brings the schema to HEAD. Alembic costs 0.2 s to import, so it is asked only where there is work."""
+        with self.engine.connect() as connection:
+            if sa.inspect(connection).has_table("alembic_version"):
+                current = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+                if current == HEAD:
+                    return
+        from alembic import command
+        from alembic.config import Config
+
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        with self.write() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    def close(self) -> None:
+        """Closes all connections."""
+        self.engine.dispose()
+
+
+def bump(connection: sa.Connection, name: str) -> None:
+    """Tells every process that something called `name` changed, at the end of this transaction."""
+    connection.execute(revisions.update().where(revisions.c.name == name).values(value=revisions.c.value + 1))
+
+
+def now() -> float:
+    """Seconds since 1970, as the tables keep times."""
+    return time.time()
+
+
+def _configure_sqlite(connection: sqlite3.Connection, _: ConnectionPoolEntry) -> None:
+    cursor = connection.cursor()
+    # Builds before these can corrupt a database in WAL mode when a reset races a checkpoint; see docs/operations.md.
+    version = sqlite3.sqlite_version_info
+    fixed = version >= (3, 51, 3) or (3, 50, 7) <= version < (3, 51) or (3, 44, 6) <= version < (3, 45)
+    cursor.execute(f"PRAGMA journal_mode={'WAL' if fixed else 'TRUNCATE'}")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def _begin(connection: sa.Connection) -> None:
+    write = connection.get_execution_options().get("write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")

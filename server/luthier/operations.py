@@ -1,0 +1,317 @@
+"""The queue of long-running operations: a table, with leases and attempts.
+
+Whoever runs an operation holds a lease on it, prolonged by heartbeats. A lease that ran out is given to another worker
+as the next attempt; whatever the former one still does is refused, because every write of a worker names its attempt.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from google.longrunning import operations_pb2
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import code_pb2, status_pb2
+
+from luthier.database import Database, bump, events, now, operations
+from luthier.errors import AlreadyExists, Cancelled, LuthierError, NotFound, Unavailable
+from luthier.v1 import operation_pb2
+from luthier.v1.operation_pb2 import OperationMetadata
+
+Row = sa.Row[tuple[Any, ...]]
+Kind = OperationMetadata.Kind.ValueType
+State = OperationMetadata.State.ValueType
+
+MAX_FAULTS = 3
+"""After so many attempts that ended without a word, such as by a killed process, an operation fails."""
+
+OPEN = (OperationMetadata.STATE_PENDING, OperationMetadata.STATE_RUNNING)
+
+
+class LeaseLost(LuthierError):
+    """Another attempt has taken the operation over, or it has ended."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to run one attempt at an operation."""
+
+    operation: str
+    attempt: int
+    kind: Kind
+
+
+class Operations:
+    """Operations in the database. Thread-safe."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    # Asking for work.
+
+    def submit(self, kind: Kind, target: str, request: Message, request_id: str = "") -> operations_pb2.Operation:
+        """Records an operation, durably, before it returns. The same `request_id` gives the same operation again;
+        raises AlreadyExists where it came with another request."""
+        body = request.SerializeToString(deterministic=True)
+        time = now()
+        row = {
+            "id": uuid.uuid4().hex,
+            "kind": kind,
+            "state": OperationMetadata.STATE_PENDING,
+            "target": target,
+            "request": body,
+            "request_id": request_id or None,
+            "attempt": 0,
+            "faults": 0,
+            "lease_until": 0.0,
+            "cancel_requested": False,
+            "last_sequence": 0,
+            "progress": b"",
+            "create_time": time,
+            "update_time": time,
+        }
+        with self._database.write() as connection:
+            if request_id:
+                # Where two replicas insert at once, PostgreSQL makes the second wait and then skip.
+                insert = _insert_or_skip(connection, row)
+                if not connection.execute(insert).rowcount:
+                    found = connection.execute(sa.select(operations).where(operations.c.request_id == request_id)).one()
+                    if found.kind != kind or found.request != body:
+                        raise AlreadyExists(f"request_id {request_id!r} was used for another request")
+                    return to_proto(found)
+            else:
+                connection.execute(operations.insert().values(row))
+            _append(connection, row["id"], [operation_pb2.OperationEvent(state=OperationMetadata.STATE_PENDING)])
+        return self.get(str(row["id"]))
+
+    def get(self, id: str) -> operations_pb2.Operation:
+        """Returns an operation or raises NotFound."""
+        with self._database.read() as connection:
+            return to_proto(_row(connection, id))
+
+    def page(self, after: tuple[float, str] | None, size: int) -> Sequence[Row]:
+        """Rows of operations, newest first, from behind the given time and id on."""
+        query = sa.select(operations).order_by(operations.c.create_time.desc(), operations.c.id).limit(size)
+        if after:
+            time, id = after
+            query = query.where(
+                (operations.c.create_time < time) | ((operations.c.create_time == time) & (operations.c.id > id))
+            )
+        with self._database.read() as connection:
+            return connection.execute(query).all()
+
+    def cancel(self, id: str) -> None:
+        """Ends a waiting operation at once, and asks a running one to end. One that has ended stays as it is."""
+        with self._database.write() as connection:
+            row = _row(connection, id, lock=True)
+            if row.state == OperationMetadata.STATE_PENDING:
+                _end(connection, row, OperationMetadata.STATE_CANCELLED, error=Cancelled("cancelled").status())
+            elif row.state == OperationMetadata.STATE_RUNNING:
+                _update(connection, id, cancel_requested=True)
+                bump(connection, "operations")
+
+    def delete(self, id: str) -> None:
+        """Forgets an operation that has ended."""
+        with self._database.write() as connection:
+            row = _row(connection, id, lock=True)
+            if row.state in OPEN:
+                raise Unavailable("the operation has not ended; cancel it first")
+            connection.execute(operations.delete().where(operations.c.id == id))
+
+    def events(self, id: str, after: int) -> list[operation_pb2.OperationEvent]:
+        """The events of an operation behind a sequence number, in order; raises NotFound."""
+        query = (
+            sa.select(events.c.record)
+            .where(events.c.operation == id, events.c.sequence > after)
+            .order_by(events.c.sequence)
+        )
+        with self._database.read() as connection:
+            _row(connection, id)
+            return [operation_pb2.OperationEvent.FromString(row.record) for row in connection.execute(query)]
+
+    # Doing it.
+
+    def claim(self, kinds: Iterable[Kind], lease_s: float) -> Claim | None:
+        """Takes up the oldest operation that waits, or whose worker fell silent; None where there is none."""
+        waiting = (operations.c.state == OperationMetadata.STATE_PENDING) | (
+            (operations.c.state == OperationMetadata.STATE_RUNNING) & (operations.c.lease_until < now())
+        )
+        query = (
+            sa.select(operations)
+            .where(waiting, operations.c.kind.in_(list(kinds)))
+            .order_by(operations.c.create_time)
+            .limit(1)
+        )
+        with self._database.read() as connection:
+            if connection.execute(query).first() is None:
+                return None
+        with self._database.write() as connection:
+            row = connection.execute(query.with_for_update(skip_locked=True)).first()
+            if row is None:
+                return None
+            if row.cancel_requested:
+                _end(connection, row, OperationMetadata.STATE_CANCELLED, error=Cancelled("cancelled").status())
+                return None
+            faults = row.faults + (row.state == OperationMetadata.STATE_RUNNING)
+            if faults >= MAX_FAULTS:
+                error = Unavailable(f"gave up: {faults} workers in turn died or fell silent at it")
+                _end(connection, row, OperationMetadata.STATE_FAILED, error=error.status())
+                return None
+            _update(
+                connection,
+                row.id,
+                state=OperationMetadata.STATE_RUNNING,
+                attempt=row.attempt + 1,
+                faults=faults,
+                lease_until=now() + lease_s,
+            )
+            _append(connection, row.id, [operation_pb2.OperationEvent(state=OperationMetadata.STATE_RUNNING)])
+            return Claim(row.id, row.attempt + 1, row.kind)
+
+    def request(self, claim: Claim, kind: type[Message]) -> Message:
+        """The request of a claimed operation."""
+        with self._database.read() as connection:
+            return kind.FromString(_claimed(connection, claim).request)
+
+    def heartbeat(self, claim: Claim, lease_s: float) -> bool:
+        """Prolongs the lease; returns whether someone asked for an end. Raises LeaseLost."""
+        with self._database.write() as connection:
+            row = _claimed(connection, claim)
+            connection.execute(
+                operations.update().where(operations.c.id == claim.operation).values(lease_until=now() + lease_s)
+            )
+            return bool(row.cancel_requested)
+
+    def emit(self, claim: Claim, happened: Sequence[operation_pb2.OperationEvent]) -> None:
+        """Appends events; raises LeaseLost."""
+        with self._database.write() as connection:
+            _claimed(connection, claim)
+            for event in reversed(happened):
+                if event.HasField("progress"):
+                    _update(connection, claim.operation, progress=event.progress.SerializeToString())
+                    break
+            _append(connection, claim.operation, happened)
+
+    def succeed(self, connection: sa.Connection, claim: Claim, response: Message) -> None:
+        """Ends an operation with its response, in the transaction that publishes it; LeaseLost undoes both.
+
+        The row is locked first, so that of two attempts only the one that holds the claim gets here.
+        """
+        packed = AnyMessage()
+        packed.Pack(response)
+        _end(connection, _claimed(connection, claim), OperationMetadata.STATE_SUCCEEDED, response=packed)
+
+    def check(self, connection: sa.Connection, claim: Claim) -> None:
+        """Locks the operation for the rest of this transaction; raises LeaseLost where the claim no longer holds."""
+        _claimed(connection, claim)
+
+    def fail(self, claim: Claim, error: status_pb2.Status) -> None:
+        """Ends an operation with an error, or as cancelled where the error says so; raises LeaseLost."""
+        cancelled = error.code == code_pb2.CANCELLED
+        state = OperationMetadata.STATE_CANCELLED if cancelled else OperationMetadata.STATE_FAILED
+        with self._database.write() as connection:
+            _end(connection, _claimed(connection, claim), state, error=error)
+
+    def release(self, claim: Claim, *, lost: bool) -> None:
+        """Gives an operation back for another attempt, at once. Where it was not `lost` to a fault, as when a server is
+        shut down, it is not counted as one."""
+        with self._database.write() as connection:
+            try:
+                row = _claimed(connection, claim)
+            except LeaseLost:
+                return
+            state = OperationMetadata.STATE_RUNNING if lost else OperationMetadata.STATE_PENDING
+            _update(connection, row.id, state=state, lease_until=0.0)
+            _append(connection, row.id, [operation_pb2.OperationEvent(message="given back for another attempt")])
+
+
+def to_proto(row: Row) -> operations_pb2.Operation:
+    """A row as google.longrunning.Operation."""
+    metadata = OperationMetadata(
+        kind=row.kind,
+        state=row.state,
+        target=row.target,
+        attempt=row.attempt,
+        progress=operation_pb2.Progress.FromString(row.progress),
+        create_time=timestamp(row.create_time),
+        update_time=timestamp(row.update_time),
+    )
+    operation = operations_pb2.Operation(name=f"operations/{row.id}", done=row.state not in OPEN)
+    operation.metadata.Pack(metadata)
+    if row.response is not None:
+        operation.response.ParseFromString(row.response)
+    elif row.error is not None:
+        operation.error.ParseFromString(row.error)
+    return operation
+
+
+def timestamp(seconds: float) -> Timestamp:
+    """Seconds since 1970 as a Timestamp."""
+    stamp = Timestamp()
+    stamp.FromMicroseconds(int(seconds * 1e6))
+    return stamp
+
+
+def _insert_or_skip(connection: sa.Connection, row: dict[str, object]) -> sa.Insert:
+    from sqlalchemy.dialects import postgresql, sqlite
+
+    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+    insert: sa.Insert = dialect.insert(operations).values(row).on_conflict_do_nothing(index_elements=["request_id"])
+    return insert
+
+
+def _row(connection: sa.Connection, id: str, *, lock: bool = False) -> Row:
+    query = sa.select(operations).where(operations.c.id == id)
+    row = connection.execute(query.with_for_update() if lock else query).first()
+    if row is None:
+        raise NotFound(f"operations/{id}")
+    return row
+
+
+def _claimed(connection: sa.Connection, claim: Claim) -> Row:
+    row = _row(connection, claim.operation, lock=True)
+    if row.attempt != claim.attempt or row.state != OperationMetadata.STATE_RUNNING:
+        raise LeaseLost(f"attempt {claim.attempt} at operations/{claim.operation} no longer holds")
+    return row
+
+
+def _update(connection: sa.Connection, id: str, **values: object) -> None:
+    connection.execute(operations.update().where(operations.c.id == id).values(update_time=now(), **values))
+
+
+def _end(
+    connection: sa.Connection,
+    row: Row,
+    state: State,
+    *,
+    response: AnyMessage | None = None,
+    error: status_pb2.Status | None = None,
+) -> None:
+    """Puts an operation into a terminal state; its last event carries it whole."""
+    _update(
+        connection,
+        row.id,
+        state=state,
+        response=response.SerializeToString() if response else None,
+        error=error.SerializeToString() if error else None,
+    )
+    done = to_proto(_row(connection, row.id))
+    _append(connection, row.id, [operation_pb2.OperationEvent(state=state), operation_pb2.OperationEvent(done=done)])
+
+
+def _append(connection: sa.Connection, id: str, happened: Sequence[operation_pb2.OperationEvent]) -> None:
+    first = connection.execute(sa.select(operations.c.last_sequence).where(operations.c.id == id)).scalar_one() + 1
+    time = timestamp(now())
+    rows = []
+    for sequence, event in enumerate(happened, first):
+        event.sequence = sequence
+        event.time.CopyFrom(time)
+        rows.append({"operation": id, "sequence": sequence, "record": event.SerializeToString()})
+    connection.execute(events.insert(), rows)
+    connection.execute(operations.update().where(operations.c.id == id).values(last_sequence=first + len(rows) - 1))
+    bump(connection, "operations")

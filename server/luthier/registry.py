@@ -1,0 +1,342 @@
+"""Data sets, models, versions, aliases and evaluations in the database."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from luthier import database as db
+from luthier import names
+from luthier.database import Database, bump, now
+from luthier.errors import FailedPrecondition, NotFound
+from luthier.names import Versioned
+from luthier.operations import timestamp
+from luthier.v1 import dataset_pb2, evaluation_pb2, model_pb2
+
+
+class Registry:
+    """Reads and writes of resources. Methods with a `connection` belong to a larger transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    # Uploads.
+
+    def add_upload(self, id: str, upload: dataset_pb2.Upload) -> None:
+        """Records a file that is on disk."""
+        values = {"filename": upload.filename, "size_bytes": upload.size_bytes, "sha256": upload.sha256}
+        with self._database.write() as connection:
+            connection.execute(db.uploads.insert().values(id=id, create_time=now(), **values))
+
+    def upload(self, id: str) -> dataset_pb2.Upload:
+        """Returns an upload or raises NotFound."""
+        with self._database.read() as connection:
+            row = connection.execute(sa.select(db.uploads).where(db.uploads.c.id == id)).first()
+        if row is None:
+            raise NotFound(f"uploads/{id}")
+        return dataset_pb2.Upload(
+            name=f"uploads/{id}", filename=row.filename, size_bytes=row.size_bytes, sha256=row.sha256
+        )
+
+    def expired_uploads(self, before: float) -> list[str]:
+        """Forgets uploads that came before a time, and returns their ids."""
+        with self._database.write() as connection:
+            query = sa.delete(db.uploads).where(db.uploads.c.create_time < before).returning(db.uploads.c.id)
+            return list(connection.execute(query).scalars())
+
+    # Data sets.
+
+    def dataset(self, id: str) -> dataset_pb2.Dataset:
+        """Returns a data set with its newest version, or raises NotFound."""
+        with self._database.read() as connection:
+            row = connection.execute(sa.select(db.datasets).where(db.datasets.c.id == id)).first()
+            if row is None:
+                raise NotFound(f"datasets/{id}")
+            return self._dataset(connection, row)
+
+    def datasets(self, task: str, after: str, limit: int) -> list[dataset_pb2.Dataset]:
+        """Data sets in order of their ids, behind `after`."""
+        query = sa.select(db.datasets).where(db.datasets.c.id > after).order_by(db.datasets.c.id).limit(limit)
+        if task:
+            query = query.where(db.datasets.c.task == task)
+        with self._database.read() as connection:
+            return [self._dataset(connection, row) for row in connection.execute(query).all()]
+
+    def dataset_version(self, wanted: Versioned) -> dataset_pb2.DatasetVersion:
+        """Returns a version, the newest where the number is 0, or raises NotFound."""
+        found = self.dataset_versions(wanted.id, None, 1) if not wanted.number else []
+        if wanted.number:
+            query = sa.select(db.dataset_versions.c.record).where(
+                db.dataset_versions.c.dataset == wanted.id, db.dataset_versions.c.number == wanted.number
+            )
+            with self._database.read() as connection:
+                found = [dataset_pb2.DatasetVersion.FromString(r) for r in connection.execute(query).scalars()]
+        if not found:
+            name = names.dataset_version(wanted.id, wanted.number) if wanted.number else f"datasets/{wanted.id}"
+            raise NotFound(name)
+        return found[0]
+
+    def dataset_versions(self, id: str, before: int | None, limit: int) -> list[dataset_pb2.DatasetVersion]:
+        """Versions, newest first, from below a number on."""
+        table = db.dataset_versions
+        query = sa.select(table.c.record).where(table.c.dataset == id).order_by(table.c.number.desc()).limit(limit)
+        if before is not None:
+            query = query.where(table.c.number < before)
+        with self._database.read() as connection:
+            return [dataset_pb2.DatasetVersion.FromString(r) for r in connection.execute(query).scalars()]
+
+    def add_dataset_version(
+        self, connection: sa.Connection, id: str, version: dataset_pb2.DatasetVersion
+    ) -> dataset_pb2.DatasetVersion:
+        """Gives a version its name and records it; returns the one with the same content where there is one."""
+        row = _parent(connection, db.datasets, id, version.task)
+        table = db.dataset_versions
+        same = sa.select(table.c.record).where(table.c.dataset == id, table.c.digest == version.digest)
+        if (record := connection.execute(same).scalar()) is not None:
+            return dataset_pb2.DatasetVersion.FromString(record)
+        number = row.last_number + 1
+        version.name = names.dataset_version(id, number)
+        version.create_time.CopyFrom(timestamp(now()))
+        connection.execute(db.datasets.update().where(db.datasets.c.id == id).values(last_number=number))
+        record = version.SerializeToString()
+        connection.execute(table.insert().values(dataset=id, number=number, digest=version.digest, record=record))
+        return version
+
+    def delete_dataset(self, id: str) -> list[str]:
+        """Deletes a data set; returns the digests that no data set holds any more. Raises NotFound."""
+        with self._database.write() as connection:
+            table = db.dataset_versions
+            digests = connection.execute(sa.select(table.c.digest).where(table.c.dataset == id)).scalars().all()
+            if not connection.execute(db.datasets.delete().where(db.datasets.c.id == id)).rowcount:
+                raise NotFound(f"datasets/{id}")
+            return _unreferenced(connection, table, digests)
+
+    # Models.
+
+    def model(self, id: str) -> model_pb2.Model:
+        """Returns a model with aliases and newest version, or raises NotFound."""
+        with self._database.read() as connection:
+            row = connection.execute(sa.select(db.models).where(db.models.c.id == id)).first()
+            if row is None:
+                raise NotFound(f"models/{id}")
+            return self._model(connection, row)
+
+    def models(self, task: str, after: str, limit: int) -> list[model_pb2.Model]:
+        """Models in order of their ids, behind `after`."""
+        query = sa.select(db.models).where(db.models.c.id > after).order_by(db.models.c.id).limit(limit)
+        if task:
+            query = query.where(db.models.c.task == task)
+        with self._database.read() as connection:
+            return [self._model(connection, row) for row in connection.execute(query).all()]
+
+    def model_version(self, model: str, number: int) -> model_pb2.ModelVersion:
+        """Returns a version or raises NotFound."""
+        table = db.model_versions
+        query = sa.select(table.c.record).where(table.c.model == model, table.c.number == number)
+        with self._database.read() as connection:
+            record = connection.execute(query).scalar()
+        if record is None:
+            raise NotFound(names.model_version(model, number))
+        return model_pb2.ModelVersion.FromString(record)
+
+    def model_versions(self, model: str, before: int | None, limit: int) -> list[model_pb2.ModelVersion]:
+        """Versions, newest first, from below a number on."""
+        table = db.model_versions
+        query = sa.select(table.c.record).where(table.c.model == model).order_by(table.c.number.desc()).limit(limit)
+        if before is not None:
+            query = query.where(table.c.number < before)
+        with self._database.read() as connection:
+            return [model_pb2.ModelVersion.FromString(r) for r in connection.execute(query).scalars()]
+
+    def served(self) -> tuple[dict[tuple[str, str], int], dict[tuple[str, int], model_pb2.ModelVersion]]:
+        """The number that each (model, alias) points at, and every version, all of one moment."""
+        with self._database.read() as connection:
+            aliases: dict[tuple[str, str], int] = {
+                (row.model, row.alias): row.number for row in connection.execute(sa.select(db.aliases))
+            }
+            versions: dict[tuple[str, int], model_pb2.ModelVersion] = {
+                (row.model, row.number): model_pb2.ModelVersion.FromString(row.record)
+                for row in connection.execute(sa.select(db.model_versions))
+            }
+        return aliases, versions
+
+    def resolve(self, name: str, field: str) -> tuple[str, int]:
+        """Model and number that a resource name of a model, version or alias stands for."""
+        if "/aliases/" in name:
+            model, alias = names.parse("models/{model}/aliases/{alias}", name, field)
+            number = 0
+        else:
+            model, number = names.parse_versioned("models", name, field)
+            alias = names.PRODUCTION
+        if not number:
+            query = sa.select(db.aliases.c.number).where(db.aliases.c.model == model, db.aliases.c.alias == alias)
+            with self._database.read() as connection:
+                number = connection.execute(query).scalar() or 0
+            if not number:
+                self.model(model)
+                raise NotFound(f"models/{model}/aliases/{alias}")
+        self.model_version(model, number)
+        return model, number
+
+    def add_model_version(
+        self, connection: sa.Connection, id: str, version: model_pb2.ModelVersion, operation: str
+    ) -> model_pb2.ModelVersion:
+        """Gives a version its name and records it. The first that a model has takes the alias `production`."""
+        row = _parent(connection, db.models, id, version.task)
+        number = row.last_number + 1
+        version.name = names.model_version(id, number)
+        version.create_time.CopyFrom(timestamp(now()))
+        connection.execute(db.models.update().where(db.models.c.id == id).values(last_number=number))
+        connection.execute(
+            db.model_versions.insert().values(
+                model=id,
+                number=number,
+                digest=version.digest,
+                operation=operation,
+                record=version.SerializeToString(),
+            )
+        )
+        if row.last_number == 0:
+            connection.execute(db.aliases.insert().values(model=id, alias=names.PRODUCTION, number=number))
+        bump(connection, "models")
+        return version
+
+    def set_alias(self, model: str, alias: str, number: int) -> model_pb2.Alias:
+        """Points an alias at a version; raises NotFound where there is none."""
+        self.model_version(model, number)
+        with self._database.write() as connection:
+            where = (db.aliases.c.model == model, db.aliases.c.alias == alias)
+            if not connection.execute(db.aliases.update().where(*where).values(number=number)).rowcount:
+                connection.execute(db.aliases.insert().values(model=model, alias=alias, number=number))
+            bump(connection, "models")
+        return _alias(model, alias, number)
+
+    def delete_alias(self, model: str, alias: str) -> None:
+        """Removes an alias or raises NotFound."""
+        with self._database.write() as connection:
+            where = (db.aliases.c.model == model, db.aliases.c.alias == alias)
+            if not connection.execute(db.aliases.delete().where(*where)).rowcount:
+                raise NotFound(f"models/{model}/aliases/{alias}")
+            bump(connection, "models")
+
+    def delete_model(self, id: str) -> list[str]:
+        """Deletes a model; returns the digests that no version holds any more. Raises NotFound."""
+        with self._database.write() as connection:
+            table = db.model_versions
+            digests = connection.execute(sa.select(table.c.digest).where(table.c.model == id)).scalars().all()
+            if not connection.execute(db.models.delete().where(db.models.c.id == id)).rowcount:
+                raise NotFound(f"models/{id}")
+            bump(connection, "models")
+            return _unreferenced(connection, table, digests)
+
+    def delete_model_version(self, model: str, number: int) -> list[str]:
+        """Deletes a version; raises FailedPrecondition where an alias names it. Returns digests as `delete_model`."""
+        version = self.model_version(model, number)
+        with self._database.write() as connection:
+            query = sa.select(db.aliases.c.alias).where(db.aliases.c.model == model, db.aliases.c.number == number)
+            if held := connection.execute(query).scalars().all():
+                raise FailedPrecondition(f"the alias {', '.join(sorted(held))} points at it; move the alias first")
+            table = db.model_versions
+            connection.execute(table.delete().where(table.c.model == model, table.c.number == number))
+            bump(connection, "models")
+            return _unreferenced(connection, table, [version.digest])
+
+    # Evaluations.
+
+    def add_evaluation(
+        self, connection: sa.Connection, id: str, evaluation: evaluation_pb2.Evaluation
+    ) -> evaluation_pb2.Evaluation:
+        """Names and records an evaluation."""
+        evaluation.name = f"evaluations/{id}"
+        time = now()
+        evaluation.create_time.CopyFrom(timestamp(time))
+        model, number = names.parse("models/{model}/versions/{number}", evaluation.model_version)
+        dataset, dataset_number = names.parse("datasets/{dataset}/versions/{number}", evaluation.dataset_version)
+        connection.execute(
+            db.evaluations.insert().values(
+                id=id,
+                model=model,
+                model_number=int(number),
+                dataset=dataset,
+                dataset_number=int(dataset_number),
+                create_time=time,
+                record=evaluation.SerializeToString(),
+            )
+        )
+        return evaluation
+
+    def evaluation(self, id: str) -> evaluation_pb2.Evaluation:
+        """Returns an evaluation or raises NotFound."""
+        with self._database.read() as connection:
+            record = connection.execute(sa.select(db.evaluations.c.record).where(db.evaluations.c.id == id)).scalar()
+        if record is None:
+            raise NotFound(f"evaluations/{id}")
+        return evaluation_pb2.Evaluation.FromString(record)
+
+    def evaluations(
+        self, model: Versioned | None, dataset: Versioned | None, after: tuple[float, str] | None, limit: int
+    ) -> list[tuple[float, str, evaluation_pb2.Evaluation]]:
+        """Evaluations with their times and ids, newest first, behind the given time and id."""
+        table = db.evaluations
+        query = sa.select(table).order_by(table.c.create_time.desc(), table.c.id).limit(limit)
+        if model:
+            query = query.where(table.c.model == model.id)
+            query = query.where(table.c.model_number == model.number) if model.number else query
+        if dataset:
+            query = query.where(table.c.dataset == dataset.id)
+            query = query.where(table.c.dataset_number == dataset.number) if dataset.number else query
+        if after:
+            time, id = after
+            query = query.where((table.c.create_time < time) | ((table.c.create_time == time) & (table.c.id > id)))
+        with self._database.read() as connection:
+            return [
+                (row.create_time, row.id, evaluation_pb2.Evaluation.FromString(row.record))
+                for row in connection.execute(query)
+            ]
+
+    def _dataset(self, connection: sa.Connection, row: sa.Row[Any]) -> dataset_pb2.Dataset:
+        table = db.dataset_versions
+        newest = sa.select(table.c.record).where(table.c.dataset == row.id).order_by(table.c.number.desc()).limit(1)
+        record = connection.execute(newest).scalar()
+        return dataset_pb2.Dataset(
+            name=f"datasets/{row.id}",
+            task=row.task,
+            create_time=timestamp(row.create_time),
+            latest_version=dataset_pb2.DatasetVersion.FromString(record) if record is not None else None,
+        )
+
+    def _model(self, connection: sa.Connection, row: sa.Row[Any]) -> model_pb2.Model:
+        table = db.model_versions
+        newest = sa.select(table.c.record).where(table.c.model == row.id).order_by(table.c.number.desc()).limit(1)
+        record = connection.execute(newest).scalar()
+        aliases = sa.select(db.aliases).where(db.aliases.c.model == row.id).order_by(db.aliases.c.alias)
+        return model_pb2.Model(
+            name=f"models/{row.id}",
+            task=row.task,
+            create_time=timestamp(row.create_time),
+            aliases=[_alias(row.id, a.alias, a.number) for a in connection.execute(aliases)],
+            latest_version=model_pb2.ModelVersion.FromString(record) if record is not None else None,
+        )
+
+
+def _alias(model: str, alias: str, number: int) -> model_pb2.Alias:
+    return model_pb2.Alias(name=f"models/{model}/aliases/{alias}", model_version=names.model_version(model, number))
+
+
+def _parent(connection: sa.Connection, table: sa.Table, id: str, task: str) -> sa.Row[Any]:
+    """Locks the row of a data set or model, made where there is none; raises FailedPrecondition for another task."""
+    query = sa.select(table).where(table.c.id == id).with_for_update()
+    row = connection.execute(query).first()
+    if row is None:
+        connection.execute(table.insert().values(id=id, task=task, last_number=0, create_time=now()))
+        row = connection.execute(query).one()
+    if row.task != task:
+        raise FailedPrecondition(f"{table.name}/{id} belongs to the task {row.task}, not to {task}")
+    return row
+
+
+def _unreferenced(connection: sa.Connection, table: sa.Table, digests: Sequence[str]) -> list[str]:
+    held = connection.execute(sa.select(table.c.digest).where(table.c.digest.in_(digests))).scalars().all()
+    return sorted(set(digests) - set(held))

@@ -1,0 +1,68 @@
+"""How a process learns of changes that any process made: one look at one small table, many times a second."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import sqlalchemy as sa
+import structlog
+
+from luthier import database as db
+
+log = structlog.get_logger()
+
+
+class Revisions:
+    """Polls the revisions of `models` and `operations` on a thread of its own and tells those who wait."""
+
+    def __init__(self, database: db.Database, poll_s: float, on_models: Callable[[], None]) -> None:
+        self._database = database
+        self._poll_s = poll_s
+        self._on_models = on_models
+        self._changed = threading.Condition()
+        self._seen: dict[str, int] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="revisions", daemon=True)
+
+    def start(self) -> None:
+        """Begins to look."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread and wakes all who wait."""
+        self._stop.set()
+        with self._changed:
+            self._changed.notify_all()
+        self._thread.join()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the process is about to end."""
+        return self._stop.is_set()
+
+    def operations(self) -> int:
+        """The revision of operations seen last. Read it before reading events, then wait for another."""
+        return self._seen.get("operations", 0)
+
+    def wait(self, seen: int, timeout: float) -> None:
+        """Returns once the revision of operations is no longer `seen`, at the end, or after `timeout` seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.operations() != seen or self.stopped, timeout)
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._poll_s):
+            try:
+                with self._database.read() as connection:
+                    rows = connection.execute(sa.select(db.revisions)).all()
+            except sa.exc.OperationalError as error:
+                # The database is away for a moment: what is loaded goes on being served.
+                log.warning("database unreachable", error=type(error.orig).__name__)
+                continue
+            fresh = {row.name: row.value for row in rows}
+            models_changed = fresh["models"] != self._seen.get("models")
+            with self._changed:
+                self._seen = fresh
+                self._changed.notify_all()
+            if models_changed:
+                self._on_models()

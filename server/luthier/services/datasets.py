@@ -1,0 +1,171 @@
+"""DatasetService, uploads included."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+from google.longrunning import operations_pb2
+from google.protobuf.empty_pb2 import Empty
+
+from luthier import names, paging
+from luthier.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
+from luthier.operations import Operations
+from luthier.plugins import Plugins
+from luthier.registry import Registry
+from luthier.store import Store
+from luthier.task import PARTS, Task
+from luthier.v1 import dataset_pb2, dataset_pb2_grpc
+from luthier.v1.operation_pb2 import OperationMetadata
+
+MOST_CHUNK_BYTES = 2**20
+MOST_UPLOAD_BYTES = 64 * 2**30
+FREE_BYTES = 2**30
+"""What an upload must leave free on the disk, for the database and for trainings."""
+
+
+class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
+    """Uploads and data sets."""
+
+    def __init__(self, registry: Registry, store: Store, operations: Operations, plugins: Plugins) -> None:
+        self._registry = registry
+        self._store = store
+        self._operations = operations
+        self._plugins = plugins
+
+    def UploadFiles(
+        self, request: Iterator[dataset_pb2.UploadFilesRequest], context: grpc.ServicerContext
+    ) -> dataset_pb2.Upload:
+        """Writes the chunks to disk as they come, and answers once they are there and right."""
+        first = next(request, None)
+        if first is None or not first.HasField("header"):
+            raise InvalidArgument({"header": "the first message of an upload must be its header"})
+        header = self._checked(first.header)
+        id = uuid.uuid4().hex
+        path = self._store.upload(id)
+        partial = path.with_suffix(".partial")
+        try:
+            _receive(request, header, partial)
+            partial.rename(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        upload = dataset_pb2.Upload(
+            name=f"uploads/{id}", filename=header.filename, size_bytes=header.size_bytes, sha256=header.sha256
+        )
+        self._registry.add_upload(id, upload)
+        return upload
+
+    def CreateDataset(
+        self, request: dataset_pb2.CreateDatasetRequest, context: grpc.ServicerContext
+    ) -> operations_pb2.Operation:
+        """Checks what can be checked at once, and queues the rest."""
+        names.check_id(request.dataset_id, "dataset_id")
+        task = self._plugins.task(request.task)
+        violations = self._violations(request, task)
+        if violations:
+            raise InvalidArgument(violations)
+        return self._operations.submit(
+            OperationMetadata.KIND_CREATE_DATASET, f"datasets/{request.dataset_id}", request, request.request_id
+        )
+
+    def GetDataset(self, request: dataset_pb2.GetDatasetRequest, context: grpc.ServicerContext) -> dataset_pb2.Dataset:
+        """One data set."""
+        return self._registry.dataset(names.parse("datasets/{dataset}", request.name)[0])
+
+    def ListDatasets(
+        self, request: dataset_pb2.ListDatasetsRequest, context: grpc.ServicerContext
+    ) -> dataset_pb2.ListDatasetsResponse:
+        """A page, by name."""
+        size, key = paging.size_of(request.page_size), paging.key_of(request.page_token)
+        found = self._registry.datasets(request.task, key[0] if key else "", size + 1)
+        token = paging.token_of(found[size - 1].name.partition("/")[2]) if len(found) > size else ""
+        return dataset_pb2.ListDatasetsResponse(datasets=found[:size], next_page_token=token)
+
+    def GetDatasetVersion(
+        self, request: dataset_pb2.GetDatasetVersionRequest, context: grpc.ServicerContext
+    ) -> dataset_pb2.DatasetVersion:
+        """One version."""
+        id, number = names.parse("datasets/{dataset}/versions/{number}", request.name)
+        return self._registry.dataset_version(names.Versioned(id, int(number)))
+
+    def ListDatasetVersions(
+        self, request: dataset_pb2.ListDatasetVersionsRequest, context: grpc.ServicerContext
+    ) -> dataset_pb2.ListDatasetVersionsResponse:
+        """A page, newest first."""
+        id = names.parse("datasets/{dataset}", request.parent, "parent")[0]
+        size, key = paging.size_of(request.page_size), paging.key_of(request.page_token)
+        self._registry.dataset(id)
+        found = self._registry.dataset_versions(id, key[0] if key else None, size + 1)
+        token = paging.token_of(int(found[size - 1].name.rpartition("/")[2])) if len(found) > size else ""
+        return dataset_pb2.ListDatasetVersionsResponse(dataset_versions=found[:size], next_page_token=token)
+
+    def DeleteDataset(self, request: dataset_pb2.DeleteDatasetRequest, context: grpc.ServicerContext) -> Empty:
+        """Deletes a data set and the files that no other holds."""
+        for digest in self._registry.delete_dataset(names.parse("datasets/{dataset}", request.name)[0]):
+            shutil.rmtree(self._store.dataset(digest), ignore_errors=True)
+        return Empty()
+
+    def _checked(self, header: dataset_pb2.UploadHeader) -> dataset_pb2.UploadHeader:
+        violations = {}
+        if not header.filename or "/" in header.filename or "\0" in header.filename or len(header.filename) > 255:
+            violations["header.filename"] = "the name of a file, without folders, at most 255 characters"
+        if not 0 <= header.size_bytes <= MOST_UPLOAD_BYTES:
+            violations["header.size_bytes"] = f"between 0 and {MOST_UPLOAD_BYTES}"
+        if len(header.sha256) != 64 or not set(header.sha256) <= set("0123456789abcdef"):
+            violations["header.sha256"] = "64 small hexadecimal digits"
+        if violations:
+            raise InvalidArgument(violations)
+        free = shutil.disk_usage(self._store.home).free
+        if header.size_bytes + FREE_BYTES > free:
+            raise FailedPrecondition(f"the server's disk has no room for {header.size_bytes} bytes")
+        return header
+
+    def _violations(self, request: dataset_pb2.CreateDatasetRequest, task: Task) -> dict[str, str]:
+        violations = {}
+        if not request.files:
+            violations["files"] = "there are none; upload them first"
+        if request.format and request.format not in task.formats:
+            violations["format"] = f"{request.format!r} is none of {', '.join(task.formats)}"
+        roles = ("", *PARTS, *task.extra_files)
+        for index, file in enumerate(request.files):
+            if file.role not in roles:
+                violations[f"files[{index}].role"] = f"{file.role!r} is none of {', '.join(roles[1:])}, and not empty"
+            try:
+                upload = self._registry.upload(names.parse("uploads/{upload}", file.upload, "upload")[0])
+            except (InvalidArgument, NotFound) as error:
+                violations[f"files[{index}].upload"] = error.message
+                continue
+            ending = upload.filename.rpartition(".")[2].lower()
+            if not request.format and ending not in task.formats:
+                formats = ", ".join(task.formats)
+                violations[f"files[{index}]"] = f"{upload.filename}: state its format, one of {formats}"
+        columns = {field.name for field in task.example.DESCRIPTOR.fields}
+        for unknown in sorted(request.columns.keys() - columns):
+            violations[f"columns[{unknown}]"] = f"the task's examples have the fields {', '.join(sorted(columns))}"
+        if request.split.method not in ("", "given", *task.splits):
+            violations["split.method"] = f"{request.split.method!r} is none of {', '.join(task.splits)}"
+        return violations
+
+
+def _receive(messages: Iterator[dataset_pb2.UploadFilesRequest], header: dataset_pb2.UploadHeader, path: Path) -> None:
+    """Writes chunks to a file, through to the disk; raises DataLoss where they are not what the header announced."""
+    digest = hashlib.sha256()
+    size = 0
+    with path.open("wb") as file:
+        for message in messages:
+            size += len(message.chunk)
+            if not 0 < len(message.chunk) <= MOST_CHUNK_BYTES:
+                raise InvalidArgument({"chunk": f"{len(message.chunk)} bytes; a chunk has 1 to {MOST_CHUNK_BYTES}"})
+            if size > header.size_bytes:
+                raise InvalidArgument({"header.size_bytes": f"more came than the {header.size_bytes} announced"})
+            digest.update(message.chunk)
+            file.write(message.chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    if size != header.size_bytes or digest.hexdigest() != header.sha256:
+        raise DataLoss(f"{size} bytes came that are not the file announced; send it again")

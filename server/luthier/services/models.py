@@ -1,0 +1,191 @@
+"""ModelService."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+import grpc
+from google.longrunning import operations_pb2
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import DecodeError
+
+from luthier import bundle, fields, names, paging
+from luthier.bases import Catalogue
+from luthier.errors import FailedPrecondition, InvalidArgument, LuthierError
+from luthier.operations import Operations
+from luthier.plugins import Plugins
+from luthier.registry import Registry
+from luthier.store import Store
+from luthier.task import Task
+from luthier.v1 import model_pb2, model_pb2_grpc
+from luthier.v1.operation_pb2 import OperationMetadata
+
+_CHUNK_BYTES = 512 * 1024
+
+
+class ModelService(model_pb2_grpc.ModelServiceServicer):
+    """Models, versions, aliases."""
+
+    def __init__(
+        self, registry: Registry, store: Store, operations: Operations, plugins: Plugins, catalogue: Catalogue
+    ) -> None:
+        self._registry = registry
+        self._store = store
+        self._operations = operations
+        self._plugins = plugins
+        self._catalogue = catalogue
+
+    def FineTune(self, request: model_pb2.FineTuneRequest, context: grpc.ServicerContext) -> operations_pb2.Operation:
+        """Checks the request, fills its defaults in and queues it: what is queued says all that the result needs."""
+        task = self._plugins.task(request.task)
+        full = model_pb2.FineTuneRequest()
+        full.CopyFrom(request)
+        violations: dict[str, str] = {}
+        for check in (self._check_id, self._fill_dataset, self._fill_base, self._fill_config):
+            try:
+                check(task, full)
+            except InvalidArgument as error:
+                violations |= error.violations
+        if not 0 <= request.parity_tolerance <= 1:
+            violations["parity_tolerance"] = f"{request.parity_tolerance:g} is not between 0 and 1"
+        if not 0 <= request.seed < 2**32:
+            violations["seed"] = f"{request.seed} is not between 0 and 2**32 - 1"
+        if violations:
+            raise InvalidArgument(violations)
+        return self._operations.submit(
+            OperationMetadata.KIND_FINE_TUNE, f"models/{request.model_id}", full, request.request_id
+        )
+
+    def GetModel(self, request: model_pb2.GetModelRequest, context: grpc.ServicerContext) -> model_pb2.Model:
+        """One model."""
+        model = self._registry.model(names.parse("models/{model}", request.name)[0])
+        self._mark(model.latest_version)
+        return model
+
+    def ListModels(
+        self, request: model_pb2.ListModelsRequest, context: grpc.ServicerContext
+    ) -> model_pb2.ListModelsResponse:
+        """A page, by name."""
+        size, key = paging.size_of(request.page_size), paging.key_of(request.page_token)
+        found = self._registry.models(request.task, key[0] if key else "", size + 1)
+        token = paging.token_of(found[size - 1].name.partition("/")[2]) if len(found) > size else ""
+        for model in found:
+            self._mark(model.latest_version)
+        return model_pb2.ListModelsResponse(models=found[:size], next_page_token=token)
+
+    def DeleteModel(self, request: model_pb2.DeleteModelRequest, context: grpc.ServicerContext) -> Empty:
+        """Deletes a model."""
+        self._remove(self._registry.delete_model(names.parse("models/{model}", request.name)[0]))
+        return Empty()
+
+    def GetModelVersion(
+        self, request: model_pb2.GetModelVersionRequest, context: grpc.ServicerContext
+    ) -> model_pb2.ModelVersion:
+        """One version."""
+        return self._mark(self._version(request.name))
+
+    def ListModelVersions(
+        self, request: model_pb2.ListModelVersionsRequest, context: grpc.ServicerContext
+    ) -> model_pb2.ListModelVersionsResponse:
+        """A page, newest first."""
+        id = names.parse("models/{model}", request.parent, "parent")[0]
+        size, key = paging.size_of(request.page_size), paging.key_of(request.page_token)
+        self._registry.model(id)
+        found = self._registry.model_versions(id, key[0] if key else None, size + 1)
+        token = paging.token_of(int(found[size - 1].name.rpartition("/")[2])) if len(found) > size else ""
+        return model_pb2.ListModelVersionsResponse(
+            model_versions=[self._mark(version) for version in found[:size]], next_page_token=token
+        )
+
+    def DeleteModelVersion(self, request: model_pb2.DeleteModelVersionRequest, context: grpc.ServicerContext) -> Empty:
+        """Deletes a version."""
+        model, number = names.parse("models/{model}/versions/{number}", request.name)
+        self._remove(self._registry.delete_model_version(model, int(number)))
+        return Empty()
+
+    def SetAlias(self, request: model_pb2.SetAliasRequest, context: grpc.ServicerContext) -> model_pb2.Alias:
+        """Promotes or rolls back, after proving that the version can be served."""
+        model, alias = names.parse("models/{model}/aliases/{alias}", request.name)
+        of, number = names.parse("models/{model}/versions/{number}", request.model_version, "model_version")
+        if of != model:
+            raise InvalidArgument({"model_version": f"it is of models/{of}, the alias of models/{model}"})
+        version = self._version(request.model_version)
+        if version.task not in self._plugins.loaded:
+            raise FailedPrecondition(f"the plugin of its task {version.task} is not installed")
+        bundle.verify(self._store.bundle(version.digest), version.digest)
+        return self._registry.set_alias(model, alias, int(number))
+
+    def DeleteAlias(self, request: model_pb2.DeleteAliasRequest, context: grpc.ServicerContext) -> Empty:
+        """Removes an alias."""
+        self._registry.delete_alias(*names.parse("models/{model}/aliases/{alias}", request.name))
+        return Empty()
+
+    def DownloadVersion(
+        self, request: model_pb2.DownloadVersionRequest, context: grpc.ServicerContext
+    ) -> Iterator[model_pb2.DownloadVersionResponse]:
+        """Sends the bundle's files, its manifest first, after checking them."""
+        version = self._version(request.name)
+        directory = self._store.bundle(version.digest)
+        bundle.verify(directory, version.digest)
+        manifest = directory / bundle.MANIFEST
+        head = model_pb2.BundleFile(path=bundle.MANIFEST, sha256=version.digest, size_bytes=manifest.stat().st_size)
+        for file in (head, *version.files):
+            yield model_pb2.DownloadVersionResponse(file=file)
+            with (directory / file.path).open("rb") as source:
+                while chunk := source.read(_CHUNK_BYTES):
+                    yield model_pb2.DownloadVersionResponse(chunk=chunk)
+
+    def _version(self, name: str) -> model_pb2.ModelVersion:
+        model, number = names.parse("models/{model}/versions/{number}", name)
+        return self._registry.model_version(model, int(number))
+
+    def _mark(self, version: model_pb2.ModelVersion) -> model_pb2.ModelVersion:
+        version.servable = version.task in self._plugins.loaded
+        return version
+
+    def _remove(self, digests: list[str]) -> None:
+        for digest in digests:
+            shutil.rmtree(self._store.bundle(digest), ignore_errors=True)
+
+    def _check_id(self, task: Task, request: model_pb2.FineTuneRequest) -> None:
+        names.check_id(request.model_id, "model_id")
+        try:
+            model = self._registry.model(request.model_id)
+        except LuthierError:
+            return
+        if model.task != task.id:
+            raise InvalidArgument({"task": f"{model.name} is of the task {model.task}, not {task.id}"})
+
+    def _fill_dataset(self, task: Task, request: model_pb2.FineTuneRequest) -> None:
+        """Pins the newest version where the request does not name one."""
+        dataset = self._registry.dataset_version(names.parse_versioned("datasets", request.dataset, "dataset"))
+        if dataset.task != task.id:
+            raise InvalidArgument({"dataset": f"{dataset.name} is of the task {dataset.task}, not {task.id}"})
+        request.dataset = dataset.name
+
+    def _fill_base(self, task: Task, request: model_pb2.FineTuneRequest) -> None:
+        """Takes the task's first suggestion where the request names none, and pins aliases."""
+        if not request.base:
+            request.base = f"bases/{task.bases[0]}" if task.bases else ""
+        elif request.base.startswith("models/"):
+            model, number = self._registry.resolve(request.base, "base")
+            if self._registry.model_version(model, number).task != task.id:
+                raise InvalidArgument({"base": f"models/{model} is not of the task {task.id}"})
+            request.base = names.model_version(model, number)
+        else:
+            entry = self._catalogue.get(names.parse("bases/{base}", request.base, "base")[0])
+            if task.id not in entry.tasks:
+                raise InvalidArgument({"base": f"it suits {', '.join(entry.tasks)}, not {task.id}"})
+
+    def _fill_config(self, task: Task, request: model_pb2.FineTuneRequest) -> None:
+        config = task.config()
+        if request.HasField("config"):
+            wanted = task.config.DESCRIPTOR.full_name
+            try:
+                if not request.config.Unpack(config):
+                    raise InvalidArgument({"config": f"it is a {request.config.TypeName()}, not a {wanted}"})
+            except DecodeError as error:
+                raise InvalidArgument({"config": f"its bytes are no {wanted}"}) from error
+        fields.resolve(config)
+        request.config.Pack(config)

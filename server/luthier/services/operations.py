@@ -1,0 +1,98 @@
+"""google.longrunning.Operations, and the stream of events beside it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import grpc
+from google.longrunning import operations_pb2, operations_pb2_grpc
+from google.protobuf.empty_pb2 import Empty
+
+from luthier import names, paging
+from luthier.errors import Unavailable
+from luthier.operations import Operations, to_proto
+from luthier.revisions import Revisions
+from luthier.v1 import operation_pb2, operation_pb2_grpc
+
+_WAIT_S = 5.0
+"""Seconds after which a silent stream looks whether its caller is still there."""
+
+
+class LongRunningService(operations_pb2_grpc.OperationsServicer):  # type: ignore[misc]
+    """Standard polling."""
+
+    def __init__(self, operations: Operations, revisions: Revisions) -> None:
+        self._operations = operations
+        self._revisions = revisions
+
+    def GetOperation(
+        self, request: operations_pb2.GetOperationRequest, context: grpc.ServicerContext
+    ) -> operations_pb2.Operation:
+        """One operation."""
+        return self._operations.get(_id(request.name))
+
+    def ListOperations(
+        self, request: operations_pb2.ListOperationsRequest, context: grpc.ServicerContext
+    ) -> operations_pb2.ListOperationsResponse:
+        """A page, newest first."""
+        size, key = paging.size_of(request.page_size), paging.key_of(request.page_token)
+        rows = self._operations.page((key[0], key[1]) if key else None, size + 1)
+        token = paging.token_of(rows[size - 1].create_time, rows[size - 1].id) if len(rows) > size else ""
+        return operations_pb2.ListOperationsResponse(
+            operations=[to_proto(row) for row in rows[:size]], next_page_token=token
+        )
+
+    def CancelOperation(self, request: operations_pb2.CancelOperationRequest, context: grpc.ServicerContext) -> Empty:
+        """Asks for an end."""
+        self._operations.cancel(_id(request.name))
+        return Empty()
+
+    def DeleteOperation(self, request: operations_pb2.DeleteOperationRequest, context: grpc.ServicerContext) -> Empty:
+        """Forgets one that has ended."""
+        self._operations.delete(_id(request.name))
+        return Empty()
+
+    def WaitOperation(
+        self, request: operations_pb2.WaitOperationRequest, context: grpc.ServicerContext
+    ) -> operations_pb2.Operation:
+        """Returns once the operation has ended, or its state after `timeout`."""
+        id = _id(request.name)
+        limit = request.timeout.ToMilliseconds() / 1000 if request.HasField("timeout") else float("inf")
+        deadline = time.monotonic() + min(limit, context.time_remaining() or 60.0)
+        while True:
+            seen = self._revisions.operations()
+            operation = self._operations.get(id)
+            left = deadline - time.monotonic()
+            if operation.done or left <= 0 or self._revisions.stopped or not context.is_active():
+                return operation
+            self._revisions.wait(seen, min(left, _WAIT_S))
+
+
+class OperationService(operation_pb2_grpc.OperationServiceServicer):
+    """Events as they come."""
+
+    def __init__(self, operations: Operations, revisions: Revisions) -> None:
+        self._operations = operations
+        self._revisions = revisions
+
+    def WatchOperation(
+        self, request: operation_pb2.WatchOperationRequest, context: grpc.ServicerContext
+    ) -> Iterator[operation_pb2.OperationEvent]:
+        """Sends events from a sequence number on, until the last."""
+        id, sequence = _id(request.name), request.after_sequence
+        while context.is_active() and not self._revisions.stopped:
+            seen = self._revisions.operations()
+            for event in self._operations.events(id, sequence):
+                yield event
+                sequence = event.sequence
+                if event.HasField("done"):
+                    return
+            if self._operations.get(id).done:
+                return
+            self._revisions.wait(seen, _WAIT_S)
+        raise Unavailable("the server is shutting down; watch on from the last sequence number")
+
+
+def _id(name: str) -> str:
+    return names.parse("operations/{operation}", name)[0]

@@ -1,0 +1,85 @@
+"""What an operator can set: by flags, by environment (`LUTHIER_…`), or in `luthier.toml` of the home, in this order."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+
+class Settings(BaseSettings):
+    """Settings of a server process."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LUTHIER_", cli_kebab_case=True, cli_prog_name="luthier serve", extra="ignore"
+    )
+
+    home: Path = Field(Path(".luthier"), description="Folder of the database, the artefacts and luthier.toml.")
+    listen: str = Field("127.0.0.1:50051", description="Address and port to listen on; port 0 takes a free one.")
+    insecure: bool = Field(False, description="Allow an address other than loopback, open to whoever reaches it.")
+    database_url: str = Field("", description="SQLAlchemy URL of the database. Empty: SQLite in the home.")
+    prediction_threads: int = Field(
+        default_factory=lambda: len(os.sched_getaffinity(0)),
+        ge=1,
+        description="Threads that predict. Default: as many as cores.",
+    )
+    control_threads: int = Field(8, ge=1, description="Threads for calls that use the database, and for health.")
+    stream_threads: int = Field(256, ge=1, description="Most streams (watches, uploads, downloads) open at once.")
+    max_request_bytes: int = Field(16 * 2**20, ge=2**20, description="Largest message taken in.")
+    trainings: int = Field(1, ge=0, description="Fine-tunes run at once by this process; 0: none.")
+    jobs: int = Field(1, ge=0, description="Other operations run at once by this process; 0: none.")
+    lease_s: float = Field(
+        15.0, gt=0, description="Seconds after which a silent worker's operation is given to another."
+    )
+    poll_s: float = Field(0.1, gt=0, le=0.25, description="Seconds between looks at what other processes changed.")
+    drain_s: float = Field(20.0, ge=0, description="Seconds that calls in flight get to finish at SIGTERM.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags before environment before the file."""
+        home = init_settings().get("home") or os.environ.get("LUTHIER_HOME") or ".luthier"
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, Path(home) / "luthier.toml")
+
+    @model_validator(mode="after")
+    def _closed_by_default(self) -> Self:
+        host = self.listen.rpartition(":")[0].strip("[]")
+        if not self.insecure and not _is_loopback(host):
+            raise ValueError(
+                f"{self.listen} can be reached from other machines and this server asks nobody who they are; "
+                "listen on 127.0.0.1, or add --insecure where a network of your own protects it"
+            )
+        return self
+
+    @property
+    def database(self) -> str:
+        """URL of the database."""
+        return self.database_url or f"sqlite:///{self.home.absolute() / 'luthier.db'}"
+
+
+def from_flags(arguments: list[str]) -> Settings:
+    """Settings from command-line flags, then environment, then file."""
+    # The home is needed before the rest, to find the file in it.
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--home")
+    home = parser.parse_known_args(arguments)[0].home
+    given: dict[str, Any] = {"home": home} if home else {}
+    return Settings(_cli_parse_args=arguments, **given)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,61 @@
+"""The home's folders, and how a finished folder of files becomes visible: whole, or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+
+class Store:
+    """Files of one home. Artefacts are folders named by the digest of their content."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home.absolute()
+        for folder in ("uploads", "datasets", "bundles", "bases", "work"):
+            (self.home / folder).mkdir(parents=True, exist_ok=True)
+
+    def upload(self, id: str) -> Path:
+        """The file of an upload."""
+        return self.home / "uploads" / id
+
+    def dataset(self, digest: str) -> Path:
+        """The folder of a data set version."""
+        return self.home / "datasets" / digest
+
+    def bundle(self, digest: str) -> Path:
+        """The folder of a model version."""
+        return self.home / "bundles" / digest
+
+    @property
+    def bases(self) -> Path:
+        """The folder of all bases."""
+        return self.home / "bases"
+
+    def work(self, operation: str, attempt: int) -> Path:
+        """A folder for one attempt at an operation; emptied of what an earlier process left."""
+        directory = self.home / "work" / f"{operation}-{attempt}"
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        return directory
+
+
+def publish(source: Path, target: Path) -> None:
+    """Moves a folder into place after its bytes are on disk. A target that exists holds the same content already."""
+    for path in [*source.rglob("*"), source]:
+        _sync(path)
+    try:
+        source.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+        shutil.rmtree(source)
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

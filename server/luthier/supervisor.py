@@ -1,0 +1,109 @@
+"""Starts a worker process for each operation that this server takes up, and sees to those that die."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+import structlog
+
+from luthier.operations import Claim, Kind, Operations
+from luthier.settings import Settings
+from luthier.v1.operation_pb2 import OperationMetadata
+
+log = structlog.get_logger()
+
+_LOOK_S = 0.2
+
+
+@dataclass
+class Lane:
+    """Operations that share a number of places, so that a long training holds up no small job."""
+
+    kinds: tuple[Kind, ...]
+    places: int
+
+
+class Supervisor:
+    """Claims operations while there are free places, on a thread of its own."""
+
+    def __init__(self, settings: Settings, operations: Operations) -> None:
+        self._settings = settings
+        self._operations = operations
+        small = (
+            OperationMetadata.KIND_CREATE_DATASET,
+            OperationMetadata.KIND_EVALUATE,
+            OperationMetadata.KIND_PULL_BASE,
+        )
+        self._lanes = [
+            Lane((OperationMetadata.KIND_FINE_TUNE,), settings.trainings),
+            Lane(small, settings.jobs),
+        ]
+        self._running: dict[Claim, subprocess.Popen[bytes]] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
+
+    def start(self) -> None:
+        """Begins to take up operations."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends all workers; their operations go to another server, or to this one when it is started again."""
+        self._stop.set()
+        self._thread.join()
+        for claim, process in self._running.items():
+            process.kill()
+            process.wait()
+            self._clean(claim)
+            self._operations.release(claim, lost=False)
+
+    def _run(self) -> None:
+        while not self._stop.wait(_LOOK_S):
+            try:
+                self._reap()
+                for lane in self._lanes:
+                    self._fill(lane)
+            except sa.exc.OperationalError as error:
+                log.warning("database unreachable", error=type(error.orig).__name__)
+
+    def _fill(self, lane: Lane) -> None:
+        busy = sum(claim.kind in lane.kinds for claim in self._running)
+        while busy < lane.places and (claim := self._operations.claim(lane.kinds, self._settings.lease_s)):
+            self._running[claim] = self._spawn(claim)
+            busy += 1
+
+    def _spawn(self, claim: Claim) -> subprocess.Popen[bytes]:
+        arguments = [
+            self._settings.model_dump_json(),
+            claim.operation,
+            str(claim.attempt),
+            OperationMetadata.Kind.Name(claim.kind),
+            str(os.getpid()),
+        ]
+        log.info("worker starts", operation=claim.operation, attempt=claim.attempt)
+        # Standard output belongs to the server's own words; a session of its own keeps a terminal's Ctrl-C away.
+        return subprocess.Popen(
+            [sys.executable, "-m", "luthier.worker", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=2,
+            start_new_session=True,
+        )
+
+    def _reap(self) -> None:
+        for claim, process in list(self._running.items()):
+            if process.poll() is None:
+                continue
+            log.info("worker ended", operation=claim.operation, attempt=claim.attempt, status=process.returncode)
+            self._clean(claim)
+            self._operations.release(claim, lost=True)
+            # Only now: where the database was away, the next look tries again.
+            del self._running[claim]
+
+    def _clean(self, claim: Claim) -> None:
+        folder = self._settings.home / "work" / f"{claim.operation}-{claim.attempt}"
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,63 @@
+"""Writing a module as ONNX, and proving that the file computes what the module does."""
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import onnxruntime as ort
+import torch
+from torch import nn
+
+from luthier.errors import ParityFailed
+from luthier.task import MODEL_FILE
+
+
+def export_onnx(
+    module: nn.Module,
+    inputs: Mapping[str, torch.Tensor],
+    outputs: Sequence[str],
+    dynamic: Mapping[int, str],
+    directory: Path,
+) -> Path:
+    """Writes a module in evaluation mode to `model.onnx`, weights included, and returns the file's path.
+
+    `inputs` are example tensors by the names of `forward`'s parameters, in their order; `dynamic` names the axes, from 0,
+    that may have any length in all of them. An axis of length 1 in the example would be taken as fixed, so give 2 or more.
+    """
+    path = directory / MODEL_FILE
+    shapes = {name: {axis: torch.export.Dim(label) for axis, label in dynamic.items()} for name in inputs}
+    with warnings.catch_warnings(), torch.inference_mode():
+        # Axes of several inputs share a name on purpose.
+        warnings.filterwarnings("ignore", message=r"# The axis name: \w+ will not be used", category=UserWarning)
+        torch.onnx.export(
+            module,
+            (),
+            path,
+            kwargs=dict(inputs),
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_shapes=shapes,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    return path
+
+
+def check_onnx(path: Path, module: nn.Module, batches: Iterable[Mapping[str, torch.Tensor]], tolerance: float) -> float:
+    """Returns the largest absolute difference between the outputs of the file and of the module.
+
+    Raises ParityFailed where it is above the tolerance, with batches other than the one that was exported.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    worst = 0.0
+    for batch in batches:
+        with torch.inference_mode():
+            expected = module(**batch).cpu()
+        (output,) = session.run(None, {name: tensor.cpu().numpy() for name, tensor in batch.items()})
+        worst = max(worst, (torch.from_numpy(output) - expected).abs().max().item())
+    if not worst <= tolerance:
+        raise ParityFailed(f"the exported model differs from the trained one by {worst:.2g}, over {tolerance:g}")
+    return worst

@@ -1,0 +1,45 @@
+"""Telling a run how far it is, often enough to watch and to cancel, and no oftener."""
+
+import time
+
+import torch
+
+from luthier.task import Run
+
+INTERVAL_S = 0.2
+"""The least time between two reports: 5 a second cost nothing that can be measured."""
+
+
+class Progress:
+    """Steps done of a training. Every method raises Cancelled where the operation was cancelled."""
+
+    def __init__(self, run: Run, total: int) -> None:
+        self.step = 0
+        self.examples = 0
+        self._run = run
+        self._total = total
+        self._losses: list[torch.Tensor] = []
+        self._reported = time.monotonic()
+        run.report(0, total)
+
+    def advance(self, examples: int, loss: torch.Tensor) -> None:
+        """Counts one optimiser step; from time to time reports the mean loss since the last report."""
+        self.step += 1
+        self.examples += examples
+        self._losses.append(loss.detach())
+        if self.step == self._total or self._is_due():
+            self.report(loss=torch.stack(self._losses).mean().item())
+            self._losses.clear()
+
+    def beat(self) -> None:
+        """Is called between steps, where one takes long: only looks for a cancellation, from time to time."""
+        if self._is_due():
+            self.report()
+
+    def report(self, **metrics: float) -> None:
+        """Reports now."""
+        self._reported = time.monotonic()
+        self._run.report(self.step, self._total, examples=self.examples, **metrics)
+
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._reported >= INTERVAL_S

@@ -1,0 +1,60 @@
+"""Evaluate, and the scoring that a fine-tune uses too: always the served bundle, through its codec, without torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from google.protobuf.message import Message
+
+from luthier import bundle, datasets, names
+from luthier.errors import FailedPrecondition
+from luthier.inference.predictor import Predictor
+from luthier.task import Task
+from luthier.v1 import evaluation_pb2
+from luthier.worker.job import Job, Publish
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+BATCH = 64
+
+
+def work(job: Job) -> Publish:
+    """Scores the version that the request names on a part of a data set."""
+    request: evaluation_pb2.EvaluateRequest = job.request(evaluation_pb2.EvaluateRequest)
+    registry, store = job.tools.registry, job.tools.store
+    model, number = registry.resolve(request.model, "model")
+    version = registry.model_version(model, number)
+    dataset = registry.dataset_version(names.parse_versioned("datasets", request.dataset, "dataset"))
+    task = job.tools.plugins.task(version.task)
+    split = request.split or "test"
+    examples = datasets.load(store.dataset(dataset.digest), [split])[split]
+    if not examples.num_rows:
+        raise FailedPrecondition(f"{dataset.name} has no examples in its {split} part")
+    directory = store.bundle(version.digest)
+    bundle.verify(directory, version.digest)
+    predictions = predict(job, task, directory, task.instances(examples))
+    evaluation = task.score(examples, predictions)
+    evaluation.model_version, evaluation.dataset_version, evaluation.split = version.name, dataset.name, split
+    return lambda connection: registry.add_evaluation(connection, job.claim.operation, evaluation)
+
+
+def predict(job: Job, task: Task, directory: Path, instances: Sequence[Message]) -> list[Message]:
+    """Predicts for many instances on all cores, of like sizes together so that little is padded."""
+    predictor = Predictor(task, directory, threads=len(os.sched_getaffinity(0)))
+    order = sorted(range(len(instances)), key=lambda index: instances[index].ByteSize())
+    predictions: list[Message | None] = [None] * len(instances)
+    for start in range(0, len(order), BATCH):
+        job.progress("evaluating", start, len(order))
+        chosen = order[start : start + BATCH]
+        for index, prediction in zip(chosen, predictor.predict([instances[i] for i in chosen]), strict=True):
+            predictions[index] = prediction
+    return [prediction for prediction in predictions if prediction is not None]
+
+
+def score_rows(task: Task, examples: pa.Table, predictions: Sequence[Message]) -> float:
+    """The primary metric alone."""
+    return task.score(examples, predictions).metrics[task.primary_metric]

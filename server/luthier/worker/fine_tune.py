@@ -1,0 +1,167 @@
+"""FineTune: train and export in a trainer process, prove the bundle here without torch, publish."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+
+from luthier import bases, bundle, datasets, names
+from luthier.errors import ParityFailed
+from luthier.store import publish
+from luthier.task import PARTS, Task
+from luthier.v1 import dataset_pb2, evaluation_pb2, model_pb2
+from luthier.worker import evaluate
+from luthier.worker.job import Job, Publish
+from luthier.worker.trainer_process import Outcome, train
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+PARITY_EXAMPLES = 5000
+"""Most examples that both sides of the parity measurement predict."""
+
+PARITY_TOLERANCE = 0.005
+"""How far the served primary metric may fall behind the source's where the request does not say."""
+
+
+def work(job: Job) -> Publish:
+    """From a data set and a base to a bundle that was measured and is ready to publish."""
+    request: model_pb2.FineTuneRequest = job.request(model_pb2.FineTuneRequest)
+    task = job.tools.plugins.task(request.task)
+    dataset = job.tools.registry.dataset_version(names.parse_versioned("datasets", request.dataset, "dataset"))
+    data = job.tools.store.dataset(dataset.digest)
+    base = _base(job, request.base)
+    judged, examples = _parity_examples(data, request.seed)
+    config = task.config()
+    request.config.Unpack(config)
+
+    outcome = train(job, task, config, data, base, request, task.instances(examples))
+
+    predictions = evaluate.predict(job, task, outcome.bundle, task.instances(examples))
+    parity = _parity(task, request, examples, outcome.predictions, predictions)
+    evaluation = _evaluation(job, task, outcome.bundle, data, dataset, examples, predictions)
+    version = model_pb2.ModelVersion(
+        task=task.id,
+        base=request.base,
+        dataset_version=dataset.name,
+        dataset_digest=dataset.digest,
+        config=request.config,
+        seed=request.seed,
+        metrics=evaluation.metrics if evaluation else {},
+        parity=parity,
+        training=outcome.figures,
+        packages=outcome.packages,
+        servable=True,
+    )
+    _seal(job, task, version, config, judged, outcome)
+    job.check()
+    publish(outcome.bundle, job.tools.store.bundle(version.digest))
+
+    def record(connection: sa.Connection) -> Message:
+        registry = job.tools.registry
+        registry.add_model_version(connection, request.model_id, version, job.claim.operation)
+        if evaluation:
+            evaluation.model_version = version.name
+            registry.add_evaluation(connection, job.claim.operation, evaluation)
+        return version
+
+    return record
+
+
+def _base(job: Job, name: str) -> Path | None:
+    """Files to start from: a base of the catalogue, pulled where it is not there yet, or an earlier version's bundle."""
+    if not name:
+        return None
+    if name.startswith("bases/"):
+        entry = job.tools.catalogue.get(names.parse("bases/{base}", name, "base")[0])
+        return bases.pull(entry, job.tools.store.bases, job.progress)
+    version = job.tools.registry.model_version(*job.tools.registry.resolve(name, "base"))
+    directory = job.tools.store.bundle(version.digest)
+    bundle.verify(directory, version.digest)
+    return directory
+
+
+def _parity_examples(data: Path, seed: int) -> tuple[str, pa.Table]:
+    """The part that parity is judged on, and examples of it: of test, or where that is empty of validation or train."""
+    for part in reversed(PARTS):
+        examples = datasets.load(data, [part])[part]
+        if examples.num_rows:
+            break
+    if examples.num_rows > PARITY_EXAMPLES:
+        examples = examples.take(sorted(random.Random(seed).sample(range(examples.num_rows), PARITY_EXAMPLES)))
+    return part, examples
+
+
+def _parity(
+    task: Task, request: model_pb2.FineTuneRequest, examples: pa.Table, source: list[Message], served: list[Message]
+) -> model_pb2.Parity:
+    """Compares both sides on the primary metric; raises ParityFailed where the bundle falls behind too far."""
+    parity = model_pb2.Parity(
+        metric=task.primary_metric,
+        source=evaluate.score_rows(task, examples, source),
+        served=evaluate.score_rows(task, examples, served),
+        tolerance=request.parity_tolerance if request.HasField("parity_tolerance") else PARITY_TOLERANCE,
+        num_examples=examples.num_rows,
+    )
+    loss = parity.served - parity.source if task.lower_is_better else parity.source - parity.served
+    # A metric that is not a number compares as false, and must not pass for that.
+    if not loss <= parity.tolerance:
+        raise ParityFailed(
+            f"the exported bundle reaches {parity.metric} {parity.served:.4f}, the model it was exported from "
+            f"{parity.source:.4f}: a loss of {loss:.4f} where {parity.tolerance:.4f} is allowed; nothing was published"
+        )
+    return parity
+
+
+def _evaluation(
+    job: Job,
+    task: Task,
+    directory: Path,
+    data: Path,
+    dataset: dataset_pb2.DatasetVersion,
+    examples: pa.Table,
+    predictions: list[Message],
+) -> evaluation_pb2.Evaluation | None:
+    """Scores of the bundle on the whole test part; None where the data set has none."""
+    test = datasets.load(data, ["test"])["test"]
+    if not test.num_rows:
+        return None
+    if test.num_rows != examples.num_rows:
+        predictions = evaluate.predict(job, task, directory, task.instances(test))
+    evaluation = task.score(test, predictions)
+    evaluation.dataset_version, evaluation.split = dataset.name, "test"
+    return evaluation
+
+
+def _seal(
+    job: Job, task: Task, version: model_pb2.ModelVersion, config: Message, judged: str, outcome: Outcome
+) -> None:
+    """Writes the manifest into the bundle, and files and digest into the version."""
+    plugin = job.tools.plugins.loaded[task.id]
+    manifest: dict[str, Any] = {
+        "task": task.id,
+        "plugin": {"distribution": plugin.distribution, "version": plugin.version},
+        "lineage": {
+            "base": version.base,
+            "dataset_version": version.dataset_version,
+            "dataset_digest": version.dataset_digest,
+            "config": MessageToDict(config, preserving_proto_field_name=True),
+            "seed": version.seed,
+            "packages": dict(version.packages),
+            "operation": f"operations/{job.claim.operation}",
+        },
+        "measurements": {
+            "metrics": dict(version.metrics),
+            "parity": {**MessageToDict(version.parity, preserving_proto_field_name=True), "part": judged},
+            "training": dict(version.training),
+        },
+    }
+    version.digest = bundle.seal(outcome.bundle, manifest)
+    files = json.loads((outcome.bundle / bundle.MANIFEST).read_text(encoding="utf-8"))["files"]
+    version.files.extend(model_pb2.BundleFile(**file) for file in files)
