@@ -17,7 +17,7 @@ import csv
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -90,12 +90,15 @@ class Reader:
     """Its rows with the wanted columns."""
 
 
-def open_file(file: DataFile, wanted: Iterable[str], problems: Problems) -> Reader | None:
-    """Opens a file by its format and reads the wanted ones of its columns; None where it has no columns at all."""
+def open_file(file: DataFile, wanted: Mapping[str, str], problems: Problems) -> Reader | None:
+    """Opens a file by its format; returns None, with the problems, where there is nothing to read.
+
+    `wanted` maps each column of the file that is to be read to the field it is for, which problems name.
+    """
     return _READERS[file.format](file, wanted, problems)
 
 
-def _read_delimited(file: DataFile, wanted: Iterable[str], problems: Problems) -> Reader | None:
+def _read_delimited(file: DataFile, wanted: Mapping[str, str], problems: Problems) -> Reader | None:
     """Opens CSV or TSV; None where there is no first row to take names from."""
     records = _records(file, problems)
     first = next(records, None)
@@ -109,12 +112,12 @@ def _read_delimited(file: DataFile, wanted: Iterable[str], problems: Problems) -
         problems.add(0, "", "the header is not UTF-8 text; save the file as UTF-8")
         return None
     rows = records if file.header else itertools.chain([(row, values)], records)
-    indices = {name: names.index(name) for name in wanted if name in names}
-    return Reader(names, _delimited_batches(rows, indices, len(names), problems))
+    picks = [(name, names.index(name), field) for name, field in wanted.items() if name in names]
+    return Reader(names, _delimited_batches(rows, picks, len(names), problems))
 
 
 def _delimited_batches(
-    records: Iterator[tuple[int, list[str]]], indices: Mapping[str, int], width: int, problems: Problems
+    records: Iterator[tuple[int, list[str]]], picks: list[tuple[str, int, str]], width: int, problems: Problems
 ) -> Iterator[Batch]:
     while chunk := list(itertools.islice(records, _BATCH)):
         rows, values = [], []
@@ -125,7 +128,7 @@ def _delimited_batches(
             else:
                 problems.add(row, "", f"the row has {len(record)} columns where {width} are expected")
         columns = {
-            name: _texts([record[index] for record in values], rows, name, problems) for name, index in indices.items()
+            name: _texts([record[index] for record in values], rows, field, problems) for name, index, field in picks
         }
         yield Batch(np.array(rows, dtype=np.int64), columns)
 
@@ -149,7 +152,7 @@ def _tsv_records(stream: TextIO) -> Iterator[list[str]]:
 
 def _csv_records(stream: TextIO, problems: Problems, first: int) -> Iterator[list[str]]:
     """Rows of a CSV; a malformed one is reported and given as empty."""
-    csv.field_size_limit(2**31 - 1)
+    csv.field_size_limit(2**31 - 1)  # The module's own limit is 128 KiB, which a long text exceeds.
     reader = csv.reader(stream, strict=True)
     for row in itertools.count(first):
         try:
@@ -161,7 +164,7 @@ def _csv_records(stream: TextIO, problems: Problems, first: int) -> Iterator[lis
             yield []
 
 
-def _read_jsonl(file: DataFile, wanted: Iterable[str], problems: Problems) -> Reader | None:
+def _read_jsonl(file: DataFile, wanted: Mapping[str, str], problems: Problems) -> Reader | None:
     """Reads JSONL, whole: which columns there are is known at its end."""
     rows: list[int] = []
     values: dict[str, list[Any]] = {name: [] for name in wanted}
@@ -177,7 +180,9 @@ def _read_jsonl(file: DataFile, wanted: Iterable[str], problems: Problems) -> Re
         if not problems:
             problems.add(0, "", "the file is empty")
         return None
-    columns = {name: _json_values(column, rows, name, problems) for name, column in values.items() if name in names}
+    columns = {
+        name: _json_values(column, rows, wanted[name], problems) for name, column in values.items() if name in names
+    }
     return Reader(list(names), iter([Batch(np.array(rows, dtype=np.int64), columns)]))
 
 
@@ -198,28 +203,28 @@ def _json_object(line: bytes, row: int, problems: Problems) -> dict[str, Any] | 
     return record
 
 
-def _json_values(values: list[Any], rows: Sequence[int], name: str, problems: Problems) -> pa.Array:
+def _json_values(values: list[Any], rows: Sequence[int], field: str, problems: Problems) -> pa.Array:
     """JSON values as Arrow has them, or as texts where one column mixes types."""
     for row, value in zip(rows, values, strict=True):
         if isinstance(value, dict):
-            problems.add(row, name, "the value is an object")
+            problems.add(row, field, "the value is an object")
     flat = [None if isinstance(value, dict) else value for value in values]
     try:
         return pa.array(flat)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError):
         if not any(isinstance(value, list) for value in flat):
-            return _texts([_json_text(value) for value in flat], rows, name, problems)
-    lists = [value if isinstance(value, list) else [value] for value in flat]
-    parents = [row for row, elements in zip(rows, lists, strict=True) for _ in elements]
-    texts = _texts([_json_text(element) for elements in lists for element in elements], parents, name, problems)
-    return lists(texts, np.array([len(elements) for elements in lists], dtype=np.int64))
+            return _texts([_json_text(value) for value in flat], rows, field, problems)
+    many = [value if isinstance(value, list) else [value] if value is not None else [] for value in flat]
+    parents = [row for row, elements in zip(rows, many, strict=True) for _ in elements]
+    texts = _texts([_json_text(element) for elements in many for element in elements], parents, field, problems)
+    return lists(texts, np.array([len(elements) for elements in many]))
 
 
 def _json_text(value: Any) -> str | None:
     return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
-def _read_parquet(file: DataFile, wanted: Iterable[str], problems: Problems) -> Reader | None:
+def _read_parquet(file: DataFile, wanted: Mapping[str, str], problems: Problems) -> Reader | None:
     """Opens Parquet; None where it is none."""
     try:
         parquet = pq.ParquetFile(file.path)
@@ -238,14 +243,14 @@ def _parquet_batches(parquet: pq.ParquetFile, wanted: list[str]) -> Iterator[Bat
         start += batch.num_rows
 
 
-def _texts(values: list[Any], rows: Sequence[int], name: str, problems: Problems) -> pa.Array:
+def _texts(values: list[Any], rows: Sequence[int], field: str, problems: Problems) -> pa.Array:
     """Texts as Arrow has them; those with bytes that are not UTF-8 are reported."""
     try:
         return pa.array(values, pa.string())
     except UnicodeEncodeError:
         for row, text in zip(rows, values, strict=True):
             if text is not None and not _is_text(text):
-                problems.add(row, name, "the value is not UTF-8 text; save the file as UTF-8")
+                problems.add(row, field, "the value is not UTF-8 text; save the file as UTF-8")
         return pa.array([text and text.encode(errors="replace").decode() for text in values], pa.string())
 
 
@@ -259,10 +264,11 @@ def _is_text(text: str) -> bool:
 
 
 def lists(values: pa.Array, lengths: np.ndarray) -> pa.Array:
+    """Lists of these lengths, filled with the values in order."""
     return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32()), values)
 
 
-_READERS: dict[str, Callable[[DataFile, Iterable[str], Problems], Reader | None]] = {
+_READERS: dict[str, Callable[[DataFile, Mapping[str, str], Problems], Reader | None]] = {
     "csv": _read_delimited,
     "tsv": _read_delimited,
     "jsonl": _read_jsonl,

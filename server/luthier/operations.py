@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import sqlalchemy as sa
 from google.longrunning import operations_pb2
@@ -24,8 +24,8 @@ from luthier.v1 import operation_pb2
 from luthier.v1.operation_pb2 import OperationMetadata
 
 Row = sa.Row[tuple[Any, ...]]
-Kind = OperationMetadata.Kind.ValueType
-State = OperationMetadata.State.ValueType
+Kind: TypeAlias = OperationMetadata.Kind.ValueType
+State: TypeAlias = OperationMetadata.State.ValueType
 
 MAX_FAULTS = 3
 """After so many attempts that ended without a word, such as by a killed process, an operation fails."""
@@ -58,9 +58,9 @@ class Operations:
         """Records an operation, durably, before it returns. The same `request_id` gives the same operation again;
         raises AlreadyExists where it came with another request."""
         body = request.SerializeToString(deterministic=True)
-        time = now()
+        id, time = uuid.uuid4().hex, now()
         row = {
-            "id": uuid.uuid4().hex,
+            "id": id,
             "kind": kind,
             "state": OperationMetadata.STATE_PENDING,
             "target": target,
@@ -86,8 +86,8 @@ class Operations:
                     return to_proto(found)
             else:
                 connection.execute(operations.insert().values(row))
-            _append(connection, row["id"], [operation_pb2.OperationEvent(state=OperationMetadata.STATE_PENDING)])
-        return self.get(str(row["id"]))
+            _append(connection, id, [operation_pb2.OperationEvent(state=OperationMetadata.STATE_PENDING)])
+        return self.get(id)
 
     def get(self, id: str) -> operations_pb2.Operation:
         """Returns an operation or raises NotFound."""

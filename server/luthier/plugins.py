@@ -69,7 +69,8 @@ def load(points: Iterable[EntryPoint] | None = None) -> Plugins:
             if twice := sorted(fresh.keys() & loaded.keys()):
                 others = ", ".join(f"{id} of {loaded[id].distribution or 'another plugin'}" for id in twice)
                 raise ValueError(f"it brings a task that is there already: {others}")
-        except Exception as error:  # A plugin is a stranger's code: whatever it raises is recorded, and the rest go on.
+        # A plugin is a stranger's code: whatever it raises, sys.exit included, is recorded, and the rest go on.
+        except (Exception, SystemExit) as error:
             if manager.has_plugin(name):
                 manager.unregister(name=name)
             failures.append(Failure(name, f"{type(error).__name__}: {error}".splitlines()[0]))

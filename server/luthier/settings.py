@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 
 class Settings(BaseSettings):
@@ -75,7 +81,7 @@ def from_flags(arguments: list[str]) -> Settings:
     parser.add_argument("--home")
     home = parser.parse_known_args(arguments)[0].home
     given: dict[str, Any] = {"home": home} if home else {}
-    return Settings(_cli_parse_args=arguments, **given)
+    return CliApp.run(Settings, cli_args=arguments, **given)
 
 
 def _is_loopback(host: str) -> bool:

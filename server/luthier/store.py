@@ -33,9 +33,10 @@ class Store:
         return self.home / "bases"
 
     def work(self, operation: str, attempt: int) -> Path:
-        """A folder for one attempt at an operation; emptied of what an earlier process left."""
+        """A folder for one attempt at an operation; what earlier attempts left behind goes."""
+        for former in (self.home / "work").glob(f"{operation}-*"):
+            shutil.rmtree(former, ignore_errors=True)
         directory = self.home / "work" / f"{operation}-{attempt}"
-        shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         return directory
 

@@ -1,48 +1,35 @@
-"""Reads CSV, TSV, JSONL and Parquet into the examples of a task, and splits examples by a stable hash.
+"""Reads the examples of a task from tables, one row each, and splits examples by a stable hash.
 
-One row is one example. Every file is UTF-8, with or without a byte order mark.
-
-- `csv`: commas, and quotes as in RFC 4180: a quoted value may hold commas, line ends and doubled quotes.
-- `tsv`: tabs, and no quoting at all: a quote is a character like any other, and no value holds a tab or a line end.
-- `jsonl`: an object in each line.
-- `parquet`: columns of any type that turns into the field's without loss.
-
-An absent value is an empty cell, a null, an absent key, or an empty text. Bytes are base64 where the format is text.
-Rows are counted from 1 without the header; blank lines count, so that rows and lines differ by the header alone
-wherever no value holds a line end.
+`luthier.formats` says which files there are. What a file holds becomes the type of the field wherever nothing is lost:
+numbers become texts, texts numbers, a time stamp the seconds since 1970, text bytes by base64. An absent value is an
+empty cell, an empty text, a null or an absent key.
 """
 
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from luthier import fields
 from luthier.errors import InvalidData
+from luthier.formats import Batch, Problems, lists, open_file
 from luthier.task import PARTS, DataFile
-from luthier.v1.dataset_pb2 import DataProblem, Split
+from luthier.v1.dataset_pb2 import Split
 
-MAX_PROBLEMS = 1000
-"""Problems listed for one file; the last one tells how many more there were."""
-MAX_ALIKE = 20
-"""Rows listed with the same problem in the same field; the last of them carries the count of the rest."""
 FRACTIONS = (0.8, 0.1, 0.1)
 """Shares of train, validation and test where a split states none."""
-_BATCH = 1 << 16
 
 _TYPES = {
     FieldDescriptor.CPPTYPE_STRING: pa.string(),
@@ -65,12 +52,12 @@ _ZEROS: dict[pa.DataType, Any] = {
     pa.int64(): 0,
     pa.bool_(): False,
 }
-_WANTED = {
+_WANTED: dict[pa.DataType, str] = {
     pa.float64(): "a number",
     pa.int64(): "a whole number of at most 64 bits",
     pa.bool_(): "true, false, 1 or 0",
     pa.binary(): "base64",
-    pa.string(): "text",
+    pa.string(): "UTF-8 text",
 }
 
 
@@ -104,7 +91,7 @@ class Column:
 
 def columns_of(example: type[Message]) -> list[Column]:
     """The columns of an example message, in the order of its fields."""
-    return [_column_of(field) for field in example.DESCRIPTOR.fields]
+    return [_column_of(field) for field in cast(Descriptor, example.DESCRIPTOR).fields]
 
 
 def schema_of(example: type[Message]) -> pa.Schema:
@@ -119,7 +106,8 @@ def read(file: DataFile, example: type[Message]) -> pa.Table:
     """Reads a file into a table with exactly the columns of `schema_of(example)`.
 
     `file.columns` maps a field to the file's column; for a repeated field to several columns, separated by commas, or
-    to one that holds lists. Raises InvalidData with every problem of the file, each by row and field.
+    to one that holds lists. A field whose column the file lacks takes its default, unless it is required.
+    Raises InvalidData with every problem of the file, each by row and field.
     """
     return read_columns(file, columns_of(example))
 
@@ -129,7 +117,8 @@ def read_columns(file: DataFile, columns: Sequence[Column]) -> pa.Table:
     problems = Problems(file.name)
     schema = pa.schema([column.arrow for column in columns])
     sources = {column.name: _source(file, column) for column in columns}
-    reader = _READERS[file.format](file, {name for names in sources.values() for name in names}, problems)
+    wanted = {name: field for field, names in sources.items() for name in names}
+    reader = open_file(file, wanted, problems)
     if reader is None or not _find(columns, sources, reader.names, file, problems):
         raise InvalidData(problems.listed())
     batches = [
@@ -237,12 +226,12 @@ def _find(
         if name not in names and (column.required or column.name in file.columns)
     ]
     taken = {name for source in sources.values() for name in source}
-    free = next((name for name in names if name not in taken), "COLUMN")
+    free = itertools.cycle([name for name in names if name not in taken] or ["COLUMN"])
     listed = ", ".join(f"`{name[:40]}`" for name in names)
     for column, name in missing:
         message = (
             f"there is no column `{name}`; the file has {listed}; "
-            f"say which one it is, for instance --column {column.name}={free[:40]}"
+            f"say which one it is, for instance --column {column.name}={next(free)[:40]}"
         )
         if file.header and file.format in ("csv", "tsv"):
             message += ", or --no-header where the first line is data"
@@ -259,7 +248,9 @@ def _assemble(column: Column, sources: Sequence[str], batch: Batch, problems: Pr
     if not column.repeated:
         return _convert(column, found[0], batch.rows, problems) if found else _defaults(column, len(batch.rows))
     if not found:
-        return lists(pa.array([], column.type), np.zeros(len(batch.rows), dtype=np.int64))
+        return lists(pa.array([], column.type), np.zeros(len(batch.rows)))
+    if len(found) == 1 and pa.types.is_null(found[0].type):
+        found = [found[0].cast(pa.list_(column.type))]
     if len(found) == 1 and _is_list(found[0].type):
         return _convert_lists(column, found[0], batch.rows, problems)
     size, width = len(batch.rows), len(found)
@@ -292,8 +283,10 @@ def _convert(column: Column, values: pa.Array, rows: np.ndarray, problems: Probl
         problems.add(0, column.name, f"the column holds {values.type} where single values are wanted")
         return _defaults(column, len(values))
     if _is_text_type(values.type):
-        values = values.cast(pa.string()) if column.type == pa.string() else pc.utf8_trim_whitespace(values)
-        values = pc.if_else(pc.equal(values, ""), pa.scalar(None, values.type), values)
+        values = values.cast(pa.string())
+        if column.type != pa.string():
+            values = pc.utf8_trim_whitespace(values)
+        values = pc.if_else(pc.equal(values, ""), pa.scalar(None, pa.string()), values)
     if column.required or absent:
         for row in rows[values.is_null().to_numpy(zero_copy_only=False)]:
             problems.add(int(row), column.name, absent or "there is no value")
@@ -312,6 +305,8 @@ def _cast(values: pa.Array, type: pa.DataType) -> pa.Array:
     """Casts a whole array; raises ArrowInvalid where a value does not fit, ArrowNotImplementedError where none can."""
     if type == pa.binary() and _is_text_type(values.type):
         raise pa.ArrowInvalid("base64 is decoded value by value")
+    if type == pa.bool_() and (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
+        raise pa.ArrowInvalid("Arrow would take any number but 0 for true")
     if type == pa.float64() and pa.types.is_timestamp(values.type):
         return pc.divide(values.cast(pa.timestamp("us")).cast(pa.int64()).cast(type, safe=False), 1e6)
     if type == pa.float64() and pa.types.is_integer(values.type):
@@ -323,7 +318,8 @@ def _parse_each(column: Column, values: pa.Array, rows: np.ndarray, problems: Pr
     """Parses one value after the other, so that those that do not parse can be named."""
     parse = _PARSERS[column.type]
     parsed = []
-    for row, text in zip(rows, values.cast(pa.string()).to_pylist(), strict=True):
+    raw = values if pa.types.is_binary(values.type) else values.cast(pa.string())
+    for row, text in zip(rows, raw.to_pylist(), strict=True):
         try:
             parsed.append(None if text is None else parse(text))
         except ValueError:
@@ -346,11 +342,12 @@ def _parse_bool(text: str) -> bool:
         raise ValueError from None
 
 
-_PARSERS: dict[pa.DataType, Callable[[str], Any]] = {
+_PARSERS: dict[pa.DataType, Callable[[Any], Any]] = {
     pa.float64(): float,
     pa.int64(): _parse_int,
     pa.bool_(): _parse_bool,
     pa.binary(): lambda text: base64.b64decode(text, validate=True),
+    pa.string(): bytes.decode,
 }
 
 

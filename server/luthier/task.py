@@ -8,7 +8,6 @@ task's example message; instances and predictions are protobuf messages of the t
 
 from __future__ import annotations
 
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
@@ -93,8 +92,8 @@ class Method:
             name=method.name,
             request=GetMessageClass(method.input_type),
             response=GetMessageClass(method.output_type),
-            instance=GetMessageClass(request["instances"].message_type),
-            prediction=GetMessageClass(response["predictions"].message_type),
+            instance=_message_of(request["instances"]),
+            prediction=_message_of(response["predictions"]),
         )
 
 
@@ -251,6 +250,7 @@ class Task(ABC):
         """Scores predictions for `instances(examples)`: fills metrics, per_class, confusion_matrix, num_examples."""
 
 
-def is_torch_loaded() -> bool:
-    """Whether this process has imported torch, which no serving process may."""
-    return "torch" in sys.modules
+def _message_of(field: FieldDescriptor) -> type[Message]:
+    if field.message_type is None:
+        raise TypeError(f"{field.full_name} must be a repeated message")
+    return GetMessageClass(field.message_type)

@@ -88,6 +88,9 @@ class TaskConformance(ABC):
     """A config message for a run of seconds; its unset fields take their defaults."""
     invalid_instances: ClassVar[Sequence[tuple[Message, str]]]
     """Instances that the codec has to refuse, at least one, each with the name of the field that is wrong."""
+    edge_cases: ClassVar[Sequence[Message]] = ()
+    """Instances beside those of the test part that have to be answered alike by model and bundle, alone and in batches:
+    the empty, the very long, the unknown."""
     loss: ClassVar[str | None] = "loss"
     """The reported metric that has to fall over the run; None where training has none, as in closed form."""
     trivial_score: ClassVar[float | None] = None
@@ -130,8 +133,8 @@ class TaskConformance(ABC):
     @pytest.fixture(scope="class")
     @classmethod
     def instances(cls) -> list[Message]:
-        """What is asked of the test part."""
-        return cls.task.instances(cls.parts()["test"])
+        """What is asked of the test part, then the edge cases."""
+        return [*cls.task.instances(cls.parts()["test"]), *cls.edge_cases]
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -331,7 +334,8 @@ class TaskConformance(ABC):
         return Tuned(model, exported.rename(directory / "bundle"), events)
 
     def _score(self, predictions: Sequence[Message]) -> Evaluation:
-        return self.task.score(self.parts()["test"], predictions)
+        """The scores of the test part, whose predictions come before those of the edge cases."""
+        return self.task.score(self.parts()["test"], predictions[: len(predictions) - len(self.edge_cases)])
 
     def _assert_alike(self, expected: Sequence[Message], got: Sequence[Message]) -> None:
         assert len(expected) == len(got)

@@ -29,19 +29,37 @@ class PooledServer:
         self._streams = streams
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
-        """Called by generated code beside `add_registered_method_handlers`, with the same methods: not needed."""
+        """Adds handlers, each method bound to its pool."""
+        self._server.add_generic_rpc_handlers([_Pooled(each, self._control, self._streams) for each in handlers])
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, grpc.RpcMethodHandler]) -> None:
-        """Adds handlers, each bound to its pool."""
-        pooled = {name: self._pooled(name, handler) for name, handler in handlers.items()}
-        self._server.add_registered_method_handlers(service, pooled)
+        """Newer generated code adds the same methods a second time by this call; older has the generic one alone."""
 
-    def _pooled(self, name: str, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
-        streaming = handler.request_streaming or handler.response_streaming or name in _LONG
-        behavior = behavior_of(handler)
-        if not hasattr(behavior, "experimental_thread_pool"):
-            behavior = in_pool(behavior, self._streams if streaming else self._control)
-        return with_behavior(handler, behavior)
+
+class _Pooled(grpc.GenericRpcHandler):
+    """A handler whose methods are bound to pools as they are first called."""
+
+    def __init__(
+        self, handler: grpc.GenericRpcHandler, control: ThreadPoolExecutor, streams: ThreadPoolExecutor
+    ) -> None:
+        self._handler = handler
+        self._control = control
+        self._streams = streams
+        self._bound: dict[str, grpc.RpcMethodHandler] = {}
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        """The method that a call names."""
+        method: str = handler_call_details.method
+        if method not in self._bound:
+            handler = self._handler.service(handler_call_details)
+            if handler is None:
+                return None
+            self._bound[method] = self._bind(method.rpartition("/")[2], handler)
+        return self._bound[method]
+
+    def _bind(self, name: str, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
+        long = handler.request_streaming or handler.response_streaming or name in _LONG
+        return with_behavior(handler, in_pool(behavior_of(handler), self._streams if long else self._control))
 
 
 def in_pool(behavior: Behavior, pool: ThreadPoolExecutor) -> Behavior:

@@ -16,7 +16,7 @@ from luthier.logs import unexpected
 from luthier.services.binding import Behavior, behavior_of, with_behavior
 
 
-class ErrorInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]
+class ErrorInterceptor(grpc.ServerInterceptor):
     """Ends each call that raised with a google.rpc.Status, and refuses calls whose time is over before they begin."""
 
     def intercept_service(

@@ -19,7 +19,7 @@ _WAIT_S = 5.0
 """Seconds after which a silent stream looks whether its caller is still there."""
 
 
-class LongRunningService(operations_pb2_grpc.OperationsServicer):  # type: ignore[misc]
+class LongRunningService(operations_pb2_grpc.OperationsServicer):
     """Standard polling."""
 
     def __init__(self, operations: Operations, revisions: Revisions) -> None:

@@ -32,7 +32,7 @@ def in_order_of_length(lengths: np.ndarray, batch_size: int, indices: np.ndarray
 
 
 def pad(sequences: Sequence[torch.Tensor], value: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns sequences as one int64 tensor [batch, longest], and the mask that is 1 where they are and 0 behind them."""
+    """Returns sequences as one int64 tensor [batch, longest], and the mask that is 1 on them and 0 behind."""
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     padded = pad_sequence(list(sequences), batch_first=True, padding_value=value)
     mask = torch.arange(padded.shape[1]) < lengths[:, None]

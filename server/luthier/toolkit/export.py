@@ -21,8 +21,9 @@ def export_onnx(
 ) -> Path:
     """Writes a module in evaluation mode to `model.onnx`, weights included, and returns the file's path.
 
-    `inputs` are example tensors by the names of `forward`'s parameters, in their order; `dynamic` names the axes, from 0,
-    that may have any length in all of them. An axis of length 1 in the example would be taken as fixed, so give 2 or more.
+    `inputs` are example tensors by the names of `forward`'s parameters, in their order; `dynamic` names the axes, from
+    0, that may have any length in all of them. An axis of length 1 in the example would be taken as fixed: give 2 or
+    more.
     """
     path = directory / MODEL_FILE
     shapes = {name: {axis: torch.export.Dim(label) for axis, label in dynamic.items()} for name in inputs}

@@ -9,9 +9,9 @@ def has_bfloat16(device: torch.device) -> bool:
     Where it does not, PyTorch emulates: on a processor with AVX2 alone that took 75 times as long as float32.
     """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
-    return device.type == "cpu" and any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+    return device.type == "cpu" and any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def autocast(device: torch.device, bfloat16: bool) -> torch.autocast:

@@ -1,6 +1,7 @@
 """Telling a run how far it is, often enough to watch and to cancel, and no oftener."""
 
 import time
+from collections.abc import Mapping
 
 import torch
 
@@ -28,18 +29,18 @@ class Progress:
         self.examples += examples
         self._losses.append(loss.detach())
         if self.step == self._total or self._is_due():
-            self.report(loss=torch.stack(self._losses).mean().item())
+            self.report({"loss": torch.stack(self._losses).mean().item()})
             self._losses.clear()
 
     def beat(self) -> None:
         """Is called between steps, where one takes long: only looks for a cancellation, from time to time."""
         if self._is_due():
-            self.report()
+            self.report({})
 
-    def report(self, **metrics: float) -> None:
-        """Reports now."""
+    def report(self, metrics: Mapping[str, float]) -> None:
+        """Reports now, with what was measured."""
         self._reported = time.monotonic()
-        self._run.report(self.step, self._total, examples=self.examples, **metrics)
+        self._run.report(self.step, self._total, stage="training", examples=self.examples, **metrics)
 
     def _is_due(self) -> bool:
         return time.monotonic() - self._reported >= INTERVAL_S

@@ -75,7 +75,7 @@ def work(job: Job) -> Publish:
 
 
 def _base(job: Job, name: str) -> Path | None:
-    """Files to start from: a base of the catalogue, pulled where it is not there yet, or an earlier version's bundle."""
+    """Files to start from: a base, pulled where it is not there yet, or the bundle of an earlier version."""
     if not name:
         return None
     if name.startswith("bases/"):

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from luthier.v1 import options_pb2 as luthier_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n4luthier/tasks/recommendation/v1/recommendation.proto\x12\x1fluthier.tasks.recommendation.v1\x1a\x18luthier/v1/options.proto\"\xbd\x02\n\x07\x45xample\x12%\n\x04user\x18\x01 \x01(\tB\x17\xea\xa6\x19\x13\n\x0fId of the user.(\x01\x12%\n\x04item\x18\x02 \x01(\tB\x17\xea\xa6\x19\x13\n\x0fId of the item.(\x01\x12\x84\x01\n\x06weight\x18\x03 \x01(\x01\x42t\xea\xa6\x19p\nbStrength of the interaction, above 0: a count, a rating, seconds. 1 where there is no such column.\x12\x01\x31\x19\x00\x00\x00\x00\x00\x00\x00\x00\x12]\n\x04time\x18\x04 \x01(\x01\x42O\xea\xa6\x19K\nIWhen it happened, in seconds since 1970. 0 where there is no such column.\"\xa4\x01\n\tItemTitle\x12%\n\x04item\x18\x01 \x01(\tB\x17\xea\xa6\x19\x13\n\x0fId of the item.(\x01\x12p\n\x05title\x18\x02 \x01(\tBa\xea\xa6\x19]\nYTitle of the item. Where no column is called so, the first column of text beside the ids.(\x01\"\xd0\x06\n\x06\x43onfig\x12\xb9\x01\n\talgorithm\x18\x01 \x01(\x0e\x32*.luthier.tasks.recommendation.v1.AlgorithmBu\xea\xa6\x19q\n_How items are scored. AUTO tries EASE, ALS, BM25 and BPR on validation data and keeps the best.\x12\x0e\x41LGORITHM_AUTOH\x00\x88\x01\x01\x12\x66\n\x07\x66\x61\x63tors\x18\x02 \x01(\x05\x42P\xea\xa6\x19L\n5Factors of ALS and BPR. 0: chosen on validation data.\x12\x01\x30\x19\x00\x00\x00\x00\x00\x00\x00\x00!\x00\x00\x00\x00\x00\x00\xa0@H\x01\x88\x01\x01\x12t\n\x0eregularization\x18\x03 \x01(\x01\x42W\xea\xa6\x19S\nEL2 regularisation of EASE, ALS and BPR. 0: chosen on validation data.\x12\x01\x30\x19\x00\x00\x00\x00\x00\x00\x00\x00H\x02\x88\x01\x01\x12\x66\n\niterations\x18\x04 \x01(\x05\x42M\xea\xa6\x19I\n2Passes of ALS and BPR. 0: 15 for ALS, 100 for BPR.\x12\x01\x30\x19\x00\x00\x00\x00\x00\x00\x00\x00!\x00\x00\x00\x00\x00\x88\xc3@H\x03\x88\x01\x01\x12y\n\tneighbors\x18\x05 \x01(\x05\x42\x61\xea\xa6\x19]\nFNeighbours of each item that BM25 keeps. 0: chosen on validation data.\x12\x01\x30\x19\x00\x00\x00\x00\x00\x00\x00\x00!\x00\x00\x00\x00\x00j\xf8@H\x04\x88\x01\x01\x12o\n\x0buse_weights\x18\x06 \x01(\x08\x42U\xea\xa6\x19Q\nHWhether the weight of an interaction counts; otherwise each counts as 1.\x12\x05\x66\x61lseH\x05\x88\x01\x01\x42\x0c\n\n_algorithmB\n\n\x08_factorsB\x11\n\x0f_regularizationB\r\n\x0b_iterationsB\x0c\n\n_neighborsB\x0e\n\x0c_use_weights\"~\n\x08Instance\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x0f\n\x07history\x18\x02 \x03(\t\x12\t\n\x01k\x18\x03 \x01(\x05\x12\x14\n\x0cinclude_seen\x18\x04 \x01(\x08\x12\r\n\x05\x61llow\x18\x05 \x03(\t\x12\x0c\n\x04\x64\x65ny\x18\x06 \x03(\t\x12\x15\n\rallow_unknown\x18\x07 \x01(\x08\"8\n\nScoredItem\x12\x0c\n\x04item\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12\r\n\x05title\x18\x03 \x01(\t\"_\n\nPrediction\x12:\n\x05items\x18\x01 \x03(\x0b\x32+.luthier.tasks.recommendation.v1.ScoredItem\x12\x15\n\runknown_items\x18\x02 \x03(\t\"_\n\x10RecommendRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12<\n\tinstances\x18\x02 \x03(\x0b\x32).luthier.tasks.recommendation.v1.Instance\"l\n\x11RecommendResponse\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12@\n\x0bpredictions\x18\x02 \x03(\x0b\x32+.luthier.tasks.recommendation.v1.Prediction\"L\n\x14SimilarItemsInstance\x12\x0c\n\x04item\x18\x01 \x01(\t\x12\t\n\x01k\x18\x02 \x01(\x05\x12\r\n\x05\x61llow\x18\x03 \x03(\t\x12\x0c\n\x04\x64\x65ny\x18\x04 \x03(\t\"n\n\x13SimilarItemsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12H\n\tinstances\x18\x02 \x03(\x0b\x32\x35.luthier.tasks.recommendation.v1.SimilarItemsInstance\"o\n\x14SimilarItemsResponse\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12@\n\x0bpredictions\x18\x02 \x03(\x0b\x32+.luthier.tasks.recommendation.v1.Prediction*\xa2\x01\n\tAlgorithm\x12\x19\n\x15\x41LGORITHM_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x41LGORITHM_AUTO\x10\x01\x12\x12\n\x0e\x41LGORITHM_EASE\x10\x02\x12\x11\n\rALGORITHM_ALS\x10\x03\x12\x12\n\x0e\x41LGORITHM_BM25\x10\x04\x12\x11\n\rALGORITHM_BPR\x10\x05\x12\x18\n\x14\x41LGORITHM_POPULARITY\x10\x06\x32\x88\x02\n\x15RecommendationService\x12r\n\tRecommend\x12\x31.luthier.tasks.recommendation.v1.RecommendRequest\x1a\x32.luthier.tasks.recommendation.v1.RecommendResponse\x12{\n\x0cSimilarItems\x12\x34.luthier.tasks.recommendation.v1.SimilarItemsRequest\x1a\x35.luthier.tasks.recommendation.v1.SimilarItemsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n4luthier/tasks/recommendation/v1/recommendation.proto\x12\x1fluthier.tasks.recommendation.v1\x1a\x18luthier/v1/options.proto\"\xbd\x02\n\x07\x45xample\x12%\n\x04user\x18\x01 \x01(\tB\x17\xea\xa6\x19\x13\n\x0fId of the user.(\x01\x12%\n\x04item\x18\x02 \x01(\tB\x17\xea\xa6\x19\x13\n\x0fId of the item.(\x01\x12\x84\x01\n\x06weight\x18\x03 \x01(\x01\x42t\xea\xa6\x19p\nbStrength of the interaction, above 0: a count, a rating, seconds. 1 where there is no such column.\x12\x01\x31\x19\x00\x00\x00\x00\x00\x00\x00\x00\x12]\n\x04time\x18\x04 \x01(\x01\x42O\xea\xa6\x19K\nIWhen it happened, in seconds since 1970. 0 where there is no such column.\"\xd0\x06\n\x06\x43onfig\x12\xb9\x01\n\talgorithm\x18\x01 \x01(\x0e\x32*.luthier.tasks.recommendation.v1.AlgorithmBu\xea\xa6\x19q\n_How items are scored. AUTO tries EASE, ALS, BM25 and BPR on validation data and keeps the best.\x12\x0e\x41LGORITHM_AUTOH\x00\x88\x01\x01\x12\x66\n\x07\x66\x61\x63tors\x18\x02 \x01(\x05\x42P\xea\xa6\x19L\n5Factors of ALS and BPR. 0: chosen on validation data.\x12\x01\x30\x19\x00\x00\x00\x00\x00\x00\x00\x00!\x00\x00\x00\x00\x00\x00\xa0@H\x01\x88\x01\x01\x12t\n\x0eregularization\x18\x03 \x01(\x01\x42W\xea\xa6\x19S\nEL2 regularisation of EASE, ALS and BPR. 0: chosen on validation data.\x12\x01\x30\x19\x00\x00\x00\x00\x00\x00\x00\x00H\x02\x88\x01\x01\x12\x66\n\niterations\x18\x04 \x01(\x05\x42M\xea\xa6\x19I\n2Passes of ALS and BPR. 0: 15 for ALS, 100 for BPR.\x12\x01\x30\x19\x00\x00\x00\x00\x00\x00\x00\x00!\x00\x00\x00\x00\x00\x88\xc3@H\x03\x88\x01\x01\x12y\n\tneighbors\x18\x05 \x01(\x05\x42\x61\xea\xa6\x19]\nFNeighbours of each item that BM25 keeps. 0: chosen on validation data.\x12\x01\x30\x19\x00\x00\x00\x00\x00\x00\x00\x00!\x00\x00\x00\x00\x00j\xf8@H\x04\x88\x01\x01\x12o\n\x0buse_weights\x18\x06 \x01(\x08\x42U\xea\xa6\x19Q\nHWhether the weight of an interaction counts; otherwise each counts as 1.\x12\x05\x66\x61lseH\x05\x88\x01\x01\x42\x0c\n\n_algorithmB\n\n\x08_factorsB\x11\n\x0f_regularizationB\r\n\x0b_iterationsB\x0c\n\n_neighborsB\x0e\n\x0c_use_weights\"~\n\x08Instance\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x0f\n\x07history\x18\x02 \x03(\t\x12\t\n\x01k\x18\x03 \x01(\x05\x12\x14\n\x0cinclude_seen\x18\x04 \x01(\x08\x12\r\n\x05\x61llow\x18\x05 \x03(\t\x12\x0c\n\x04\x64\x65ny\x18\x06 \x03(\t\x12\x15\n\rallow_unknown\x18\x07 \x01(\x08\"8\n\nScoredItem\x12\x0c\n\x04item\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12\r\n\x05title\x18\x03 \x01(\t\"_\n\nPrediction\x12:\n\x05items\x18\x01 \x03(\x0b\x32+.luthier.tasks.recommendation.v1.ScoredItem\x12\x15\n\runknown_items\x18\x02 \x03(\t\"_\n\x10RecommendRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12<\n\tinstances\x18\x02 \x03(\x0b\x32).luthier.tasks.recommendation.v1.Instance\"l\n\x11RecommendResponse\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12@\n\x0bpredictions\x18\x02 \x03(\x0b\x32+.luthier.tasks.recommendation.v1.Prediction\"L\n\x14SimilarItemsInstance\x12\x0c\n\x04item\x18\x01 \x01(\t\x12\t\n\x01k\x18\x02 \x01(\x05\x12\r\n\x05\x61llow\x18\x03 \x03(\t\x12\x0c\n\x04\x64\x65ny\x18\x04 \x03(\t\"n\n\x13SimilarItemsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12H\n\tinstances\x18\x02 \x03(\x0b\x32\x35.luthier.tasks.recommendation.v1.SimilarItemsInstance\"o\n\x14SimilarItemsResponse\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12@\n\x0bpredictions\x18\x02 \x03(\x0b\x32+.luthier.tasks.recommendation.v1.Prediction*\xa2\x01\n\tAlgorithm\x12\x19\n\x15\x41LGORITHM_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x41LGORITHM_AUTO\x10\x01\x12\x12\n\x0e\x41LGORITHM_EASE\x10\x02\x12\x11\n\rALGORITHM_ALS\x10\x03\x12\x12\n\x0e\x41LGORITHM_BM25\x10\x04\x12\x11\n\rALGORITHM_BPR\x10\x05\x12\x18\n\x14\x41LGORITHM_POPULARITY\x10\x06\x32\x88\x02\n\x15RecommendationService\x12r\n\tRecommend\x12\x31.luthier.tasks.recommendation.v1.RecommendRequest\x1a\x32.luthier.tasks.recommendation.v1.RecommendResponse\x12{\n\x0cSimilarItems\x12\x34.luthier.tasks.recommendation.v1.SimilarItemsRequest\x1a\x35.luthier.tasks.recommendation.v1.SimilarItemsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,10 +40,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXAMPLE'].fields_by_name['weight']._serialized_options = b'\352\246\031p\nbStrength of the interaction, above 0: a count, a rating, seconds. 1 where there is no such column.\022\0011\031\000\000\000\000\000\000\000\000'
   _globals['_EXAMPLE'].fields_by_name['time']._loaded_options = None
   _globals['_EXAMPLE'].fields_by_name['time']._serialized_options = b'\352\246\031K\nIWhen it happened, in seconds since 1970. 0 where there is no such column.'
-  _globals['_ITEMTITLE'].fields_by_name['item']._loaded_options = None
-  _globals['_ITEMTITLE'].fields_by_name['item']._serialized_options = b'\352\246\031\023\n\017Id of the item.(\001'
-  _globals['_ITEMTITLE'].fields_by_name['title']._loaded_options = None
-  _globals['_ITEMTITLE'].fields_by_name['title']._serialized_options = b'\352\246\031]\nYTitle of the item. Where no column is called so, the first column of text beside the ids.(\001'
   _globals['_CONFIG'].fields_by_name['algorithm']._loaded_options = None
   _globals['_CONFIG'].fields_by_name['algorithm']._serialized_options = b'\352\246\031q\n_How items are scored. AUTO tries EASE, ALS, BM25 and BPR on validation data and keeps the best.\022\016ALGORITHM_AUTO'
   _globals['_CONFIG'].fields_by_name['factors']._loaded_options = None
@@ -56,30 +52,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONFIG'].fields_by_name['neighbors']._serialized_options = b'\352\246\031]\nFNeighbours of each item that BM25 keeps. 0: chosen on validation data.\022\0010\031\000\000\000\000\000\000\000\000!\000\000\000\000\000j\370@'
   _globals['_CONFIG'].fields_by_name['use_weights']._loaded_options = None
   _globals['_CONFIG'].fields_by_name['use_weights']._serialized_options = b'\352\246\031Q\nHWhether the weight of an interaction counts; otherwise each counts as 1.\022\005false'
-  _globals['_ALGORITHM']._serialized_start=2247
-  _globals['_ALGORITHM']._serialized_end=2409
+  _globals['_ALGORITHM']._serialized_start=2080
+  _globals['_ALGORITHM']._serialized_end=2242
   _globals['_EXAMPLE']._serialized_start=116
   _globals['_EXAMPLE']._serialized_end=433
-  _globals['_ITEMTITLE']._serialized_start=436
-  _globals['_ITEMTITLE']._serialized_end=600
-  _globals['_CONFIG']._serialized_start=603
-  _globals['_CONFIG']._serialized_end=1451
-  _globals['_INSTANCE']._serialized_start=1453
-  _globals['_INSTANCE']._serialized_end=1579
-  _globals['_SCOREDITEM']._serialized_start=1581
-  _globals['_SCOREDITEM']._serialized_end=1637
-  _globals['_PREDICTION']._serialized_start=1639
-  _globals['_PREDICTION']._serialized_end=1734
-  _globals['_RECOMMENDREQUEST']._serialized_start=1736
-  _globals['_RECOMMENDREQUEST']._serialized_end=1831
-  _globals['_RECOMMENDRESPONSE']._serialized_start=1833
-  _globals['_RECOMMENDRESPONSE']._serialized_end=1941
-  _globals['_SIMILARITEMSINSTANCE']._serialized_start=1943
-  _globals['_SIMILARITEMSINSTANCE']._serialized_end=2019
-  _globals['_SIMILARITEMSREQUEST']._serialized_start=2021
-  _globals['_SIMILARITEMSREQUEST']._serialized_end=2131
-  _globals['_SIMILARITEMSRESPONSE']._serialized_start=2133
-  _globals['_SIMILARITEMSRESPONSE']._serialized_end=2244
-  _globals['_RECOMMENDATIONSERVICE']._serialized_start=2412
-  _globals['_RECOMMENDATIONSERVICE']._serialized_end=2676
+  _globals['_CONFIG']._serialized_start=436
+  _globals['_CONFIG']._serialized_end=1284
+  _globals['_INSTANCE']._serialized_start=1286
+  _globals['_INSTANCE']._serialized_end=1412
+  _globals['_SCOREDITEM']._serialized_start=1414
+  _globals['_SCOREDITEM']._serialized_end=1470
+  _globals['_PREDICTION']._serialized_start=1472
+  _globals['_PREDICTION']._serialized_end=1567
+  _globals['_RECOMMENDREQUEST']._serialized_start=1569
+  _globals['_RECOMMENDREQUEST']._serialized_end=1664
+  _globals['_RECOMMENDRESPONSE']._serialized_start=1666
+  _globals['_RECOMMENDRESPONSE']._serialized_end=1774
+  _globals['_SIMILARITEMSINSTANCE']._serialized_start=1776
+  _globals['_SIMILARITEMSINSTANCE']._serialized_end=1852
+  _globals['_SIMILARITEMSREQUEST']._serialized_start=1854
+  _globals['_SIMILARITEMSREQUEST']._serialized_end=1964
+  _globals['_SIMILARITEMSRESPONSE']._serialized_start=1966
+  _globals['_SIMILARITEMSRESPONSE']._serialized_end=2077
+  _globals['_RECOMMENDATIONSERVICE']._serialized_start=2245
+  _globals['_RECOMMENDATIONSERVICE']._serialized_end=2509
 # @@protoc_insertion_point(module_scope)

@@ -94,32 +94,6 @@ class Example(_message.Message):
 Global___Example: _TypeAlias = Example  # noqa: Y015
 
 @_typing.final
-class ItemTitle(_message.Message):
-    """The title of an item: one row of a file in the role `titles`."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    ITEM_FIELD_NUMBER: _builtins.int
-    TITLE_FIELD_NUMBER: _builtins.int
-    item: _builtins.str
-    """The item."""
-    title: _builtins.str
-    """Its title."""
-    def __init__(
-        self,
-        *,
-        item: _builtins.str = ...,
-        title: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["item", b"item", "title", b"title"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ItemTitle: _TypeAlias = ItemTitle  # noqa: Y015
-
-@_typing.final
 class Config(_message.Message):
     """Settings of a fine-tune. What is left unset is chosen on validation data."""
 

@@ -1,0 +1,57 @@
+# Needs Python 3.11 or newer, make and git. All that it installs goes into $(VENV) and $(GENERATOR).
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+GENERATOR ?= .tools/protos
+# The real data sets, for the tests that need them.
+export LUTHIER_REALDATA ?= ../shared
+# Further arguments of `luthier demo`, pytest or a benchmark.
+ARGS ?=
+
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+ACME := tests/plugins/acme_regression
+
+.PHONY: demo test lint protos bench constraints install
+
+demo: $(VENV)/.train
+	$(BIN)/luthier demo $(ARGS)
+
+test: $(VENV)/.acme
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	tools/check_protos.sh $(GENERATOR) $(BIN)/buf
+	tools/check_wheel.sh $(BIN)/python
+
+protos:
+	tools/protos.sh $(GENERATOR)
+
+bench: $(VENV)/.dev
+	for benchmark in benchmarks/*.py; do $(BIN)/python $$benchmark $(ARGS) || exit 1; done
+
+# Pins what the environment holds now; update it first, with pip.
+constraints: $(VENV)/.dev
+	$(BIN)/python tools/pin.py > constraints.txt
+
+install: $(VENV)/.acme
+
+# Stamps: made again when what they were made from has changed. One environment serves all; [dev] includes [train].
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.train: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable '.[train]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable '.[dev]'
+	touch $(VENV)/.train $@
+
+# The third party's plugin that the tests use, as a wheel: nothing of it is found by its place in the repository.
+$(VENV)/.acme: $(VENV)/.dev $(shell find $(ACME) -type f -not -path '*/__pycache__/*')
+	$(INSTALL) --no-deps --force-reinstall ./$(ACME)
+	touch $@

@@ -1,0 +1,62 @@
+"""The tree of commands."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from luthier_client import server
+from luthier_client.cli import catalogue, datasets, evaluate, models, operations, predict, tune
+from luthier_client.cli.session import AddressOption, Globals, JsonOption
+
+app = typer.Typer(
+    help="Fine-tune pretrained models on your data, prove them, and serve them: one gRPC server and its command line.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    ctx: typer.Context,
+    address: AddressOption = None,
+    json: JsonOption = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Notes the options given before the command."""
+    ctx.obj = Globals(address, json)
+    if version:
+        print(importlib.metadata.version("luthier"))
+        raise typer.Exit
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def serve(ctx: typer.Context) -> None:
+    """Start a server. `luthier serve --help` lists its options."""
+    raise typer.Exit(server.serve(ctx.args))
+
+
+@app.command()
+def demo(
+    exit: Annotated[bool, typer.Option("--exit", help="Stop the server at the end instead of leaving it up.")] = False,
+    home: Annotated[Path | None, typer.Option(help="Folder to keep everything in. [a temporary one]")] = None,
+) -> None:
+    """Start a server and take two small data sets the whole way: tune, evaluate, predict, export."""
+    import luthier_demo
+
+    raise typer.Exit(luthier_demo.run(exit_after=exit, home=home))
+
+
+catalogue.add_to(app)
+datasets.add_to(app)
+tune.add_to(app)
+operations.add_to(app)
+evaluate.add_to(app)
+models.add_to(app)
+predict.add_to(app)

@@ -1,0 +1,147 @@
+"""How results and errors look to people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from luthier_client.errors import LuthierClientError, OperationFailed, Unreachable
+
+MAX_PROBLEMS = 20
+
+
+def table(*columns: str, rows: Iterable[Sequence[object]], title: str = "") -> Table:
+    """A table; numbers stand at the right."""
+    drawn = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold", pad_edge=False)
+    cells = [list(row) for row in rows]
+    for index, name in enumerate(columns):
+        numbers = bool(cells) and all(isinstance(row[index], int | float) for row in cells)
+        drawn.add_column(name, justify="right" if numbers else "left", overflow="fold")
+    for row in cells:
+        drawn.add_row(*(Text(text(value)) for value in row))
+    return drawn
+
+
+def facts(values: Mapping[str, object]) -> Table:
+    """A list of names and values without the empty ones."""
+    drawn = Table.grid(padding=(0, 2))
+    drawn.add_column(style="bold")
+    drawn.add_column(overflow="fold")
+    for name, value in values.items():
+        if value not in ("", None, [], {}):
+            drawn.add_row(Text(name), Text(text(value)))
+    return drawn
+
+
+def text(value: object) -> str:
+    """A value as people read it."""
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return number(value)
+        case int():
+            return f"{value:,}"
+        case Mapping():
+            return ", ".join(f"{key} {text(inner)}" for key, inner in value.items())
+        case list() | tuple():
+            return ", ".join(text(inner) for inner in value)
+        case _:
+            return str(value)
+
+
+def number(value: float) -> str:
+    """A number with four digits that count, and no exponent where it can be helped."""
+    if not math.isfinite(value):
+        return str(value)
+    if value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}"
+    return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}" if abs(value) >= 1 else f"{value:.4f}"
+
+
+def moment(timestamp: Timestamp) -> str:
+    """A time, in this machine's zone."""
+    return timestamp.ToDatetime(UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S") if timestamp.seconds else ""
+
+
+def size(num_bytes: int) -> str:
+    """A size in the unit that suits it."""
+    value = float(num_bytes)
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} GiB"
+
+
+def last(name: str) -> str:
+    """The last part of a resource's name."""
+    return name.rpartition("/")[2]
+
+
+def short(version: str) -> str:
+    """`beer/3` for `models/beer/versions/3`; likewise for data sets."""
+    parts = version.split("/")
+    return f"{parts[1]}/{parts[3]}" if len(parts) == 4 else last(version)
+
+
+def print_error(console: Console, address: str, error: Exception) -> None:
+    """Says what went wrong in a line, and below it each thing to put right."""
+    match error:
+        case Unreachable():
+            problem = f"no server answers at {address}: {error.message}"
+            console.print(f"[bold red]error:[/] {escape(problem)}")
+            console.print("Start one with `luthier serve`, or name another with --address or LUTHIER_ADDRESS.")
+        case LuthierClientError():
+            _print_luthier_error(console, error)
+        case OSError() if error.filename:
+            console.print(f"[bold red]error:[/] {escape(f'{error.filename}: {error.strerror}')}")
+        case _:
+            console.print(f"[bold red]error:[/] {escape(str(error))}")
+
+
+def _print_luthier_error(console: Console, error: LuthierClientError) -> None:
+    operation = f"{error.operation}: " if isinstance(error, OperationFailed) else ""
+    head = error.message
+    if error.problems:
+        head = f"{len(error.problems)} problem{'s' if len(error.problems) > 1 else ''} in the data"
+    elif error.violations:
+        head = "the request is not valid"
+    console.print(f"[bold red]error:[/] {escape(operation + head)}")
+    if error.problems:
+        console.print(problems(error.problems))
+        return
+    for field, why in error.violations.items():
+        console.print(f"  • [bold]{escape(field)}[/]: {escape(why)}")
+
+
+def problems(found: Sequence[Any]) -> Table:
+    """DataProblems as a table, cut after the first ones."""
+    drawn = table(
+        "file",
+        "row",
+        "field",
+        "problem",
+        "times",
+        rows=[
+            (problem.file, problem.row or "", problem.field, problem.message, problem.count or 1)
+            for problem in found[:MAX_PROBLEMS]
+        ],
+    )
+    if len(found) > MAX_PROBLEMS:
+        drawn.caption = f"and {len(found) - MAX_PROBLEMS} more"
+    return drawn
+
+
+def files(found: Sequence[Any]) -> Table:
+    """Files of a base or bundle."""
+    return table("file", "size", "SHA-256", rows=[(file.path, size(file.size_bytes), file.sha256) for file in found])

@@ -1,0 +1,109 @@
+"""What every command has: the server's address, `--json`, and one way for errors to become exit statuses."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+from google.protobuf.message import Message
+from rich.console import Console, RenderableType
+
+from luthier_client.cli import output
+from luthier_client.client import Client
+from luthier_client.documents import document
+from luthier_client.errors import InvalidArgument, LuthierClientError, OperationFailed
+
+FAILED = 1
+WRONG_USE = 2
+
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+
+AddressOption = Annotated[
+    str | None, typer.Option("--address", envvar="LUTHIER_ADDRESS", help=f"The server's host:port. [{DEFAULT_ADDRESS}]")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document, for scripts.")]
+
+
+class WrongUse(Exception):
+    """A command line that cannot be meant; the message says what would do."""
+
+
+@dataclass(frozen=True)
+class Globals:
+    """The options given before the command."""
+
+    address: str | None = None
+    json: bool = False
+
+
+class Session:
+    """One command's connection, and where it prints: results to stdout, everything else to stderr."""
+
+    def __init__(self, address: str, *, json: bool) -> None:
+        self.address = address
+        self.json = json
+        self.client = Client(address)
+        self.out = Console(highlight=False)
+        self.err = Console(stderr=True, highlight=False)
+
+    def show(self, data: Any, *readable: RenderableType) -> None:
+        """Prints the result: `data` as JSON, or else what is for people."""
+        if self.json:
+            json.dump(data, sys.stdout, ensure_ascii=False, indent=2)
+            sys.stdout.write("\n")
+        else:
+            self.out.print(*readable, sep="\n")
+
+    def note(self, text: str) -> None:
+        """Says something to people on the side."""
+        if not self.json:
+            self.err.print(text, style="dim")
+
+    def document(self, message: Message) -> dict[str, Any]:
+        """A message as plain values."""
+        return document(message, self.client.schema)
+
+
+def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Adds a function as a command. It gets a Session first, and the command the options `--address` and `--json`."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def run(*, ctx: typer.Context, address: str | None, json: bool, **arguments: Any) -> None:
+            given: Globals = ctx.obj or Globals()
+            session = Session(address or given.address or DEFAULT_ADDRESS, json=json or given.json)
+            with session.client:
+                try:
+                    function(session, **arguments)
+                except (LuthierClientError, WrongUse, OSError) as error:
+                    output.print_error(session.err, session.address, error)
+                    raise typer.Exit(status_of(error)) from error
+
+        _, *own = inspect.signature(function, eval_str=True).parameters.values()
+        added = {"ctx": typer.Context, "address": AddressOption, "json": JsonOption}
+        defaults: Mapping[str, Any] = {"ctx": inspect.Parameter.empty, "address": None, "json": False}
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        parameters = [parameter.replace(kind=keyword) for parameter in own] + [
+            inspect.Parameter(name, keyword, default=defaults[name], annotation=annotation)
+            for name, annotation in added.items()
+        ]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        app.command(name)(run)
+        return function
+
+    return register
+
+
+def status_of(error: Exception) -> int:
+    """The exit status for an error: 2 where the command line was wrong, 1 where something failed."""
+    wrong_use = isinstance(error, WrongUse | InvalidArgument | FileNotFoundError) and not isinstance(
+        error, OperationFailed
+    )
+    return WRONG_USE if wrong_use else FAILED

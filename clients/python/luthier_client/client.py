@@ -1,0 +1,328 @@
+"""The client for programs that use threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import grpc
+from google.longrunning import operations_pb2, operations_pb2_grpc
+from google.protobuf.message import Message
+from luthier.v1 import (
+    base_pb2,
+    base_pb2_grpc,
+    dataset_pb2,
+    dataset_pb2_grpc,
+    evaluation_pb2,
+    evaluation_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    operation_pb2_grpc,
+    prediction_pb2_grpc,
+    task_pb2,
+    task_pb2_grpc,
+)
+
+from luthier_client import channels, names, requests, transfer
+from luthier_client.errors import translated
+from luthier_client.operation import Operation
+from luthier_client.requests import Files, Instance, PathLike, Predictions
+from luthier_client.schema import Schema
+
+
+class Client:
+    """A client of the Luthier server at `host:port`. Thread-safe; a context manager.
+
+    Models are named `beer`, `beer@production` or `beer/3`, data sets `banking` or `banking/2`; whole resource names do
+    as well. `timeout` is the deadline of a single call in seconds; uploads, downloads and watches have none. Calls that
+    find the server unavailable are tried again for a few seconds; no operation is started twice by that.
+
+    Every call raises a LuthierClientError where it does not succeed.
+    """
+
+    def __init__(
+        self,
+        address: str = "127.0.0.1:50051",
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        timeout: float = 60.0,
+    ) -> None:
+        self.channel = channels.connect(address, credentials)
+        """For the stubs of a task's own service."""
+        self.timeout = timeout
+        self.schema = Schema(self.channel)
+        self._bases = base_pb2_grpc.BaseServiceStub(self.channel)
+        self._datasets = dataset_pb2_grpc.DatasetServiceStub(self.channel)
+        self._evaluations = evaluation_pb2_grpc.EvaluationServiceStub(self.channel)
+        self._models = model_pb2_grpc.ModelServiceStub(self.channel)
+        self._operations = operations_pb2_grpc.OperationsStub(self.channel)
+        self._predictions = prediction_pb2_grpc.PredictionServiceStub(self.channel)
+        self._tasks = task_pb2_grpc.TaskServiceStub(self.channel)
+        self.operation_stub = operation_pb2_grpc.OperationServiceStub(self.channel)
+
+    def close(self) -> None:
+        """Closes the channel; calls under way end with Cancelled."""
+        self.channel.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Tasks.
+
+    def list_tasks(self) -> Iterator[task_pb2.Task]:
+        """The tasks that the server can tune models for."""
+        return self._pages(self._tasks.ListTasks, task_pb2.ListTasksRequest(), "tasks")
+
+    def list_failed_plugins(self) -> list[task_pb2.PluginFailure]:
+        """The plugins that the server found and could not load."""
+        return list(self._call(self._tasks.ListTasks, task_pb2.ListTasksRequest(page_size=1)).failed_plugins)
+
+    def get_task(self, task: str) -> task_pb2.Task:
+        """One task with its config, messages and formats."""
+        found: task_pb2.Task = self._call(
+            self._tasks.GetTask, task_pb2.GetTaskRequest(name=names.resource("tasks", task))
+        )
+        return found
+
+    # Bases.
+
+    def list_bases(self, task: str = "") -> Iterator[base_pb2.Base]:
+        """The catalogue of bases, or those that suit a task."""
+        return self._pages(self._bases.ListBases, base_pb2.ListBasesRequest(task=task), "bases")
+
+    def get_base(self, base: str) -> base_pb2.Base:
+        """One base."""
+        found: base_pb2.Base = self._call(
+            self._bases.GetBase, base_pb2.GetBaseRequest(name=names.resource("bases", base))
+        )
+        return found
+
+    def pull_base(self, base: str) -> Operation[base_pb2.Base]:
+        """Has the server fetch the files of a base."""
+        request = base_pb2.PullBaseRequest(name=names.resource("bases", base), request_id=requests.request_id())
+        return Operation(self, self._call(self._bases.PullBase, request))
+
+    # Data sets.
+
+    def upload(self, path: PathLike) -> dataset_pb2.Upload:
+        """Sends a file, checked by SHA-256, and returns what the server calls it."""
+        path = Path(path)
+        header = transfer.upload_header(path)
+        with translated():
+            upload: dataset_pb2.Upload = self._datasets.UploadFiles(transfer.upload_messages(path, header))
+        return upload
+
+    def create_dataset(
+        self,
+        dataset_id: str,
+        files: Files,
+        *,
+        task: str,
+        format: str = "",
+        columns: Mapping[str, str] | None = None,
+        no_header: bool = False,
+        split: dataset_pb2.Split | None = None,
+    ) -> Operation[dataset_pb2.DatasetVersion]:
+        """Uploads files and makes them the next version of a data set.
+
+        `files` is one path, or paths by role: `train`, `validation`, `test`, `` to be split, or a further role of the
+        task such as `titles`. `columns` names the column of the file for a field of the example where they differ.
+        """
+        uploads = [(role, self.upload(path)) for role, path in requests.files_by_role(files)]
+        request = requests.create_dataset(
+            dataset_id, uploads, task=task, format=format, columns=columns, no_header=no_header, split=split
+        )
+        return Operation(self, self._call(self._datasets.CreateDataset, request))
+
+    def get_dataset(self, dataset: str) -> dataset_pb2.Dataset:
+        """A data set with its newest version."""
+        request = dataset_pb2.GetDatasetRequest(name=names.dataset(dataset))
+        found: dataset_pb2.Dataset = self._call(self._datasets.GetDataset, request)
+        return found
+
+    def list_datasets(self, task: str = "") -> Iterator[dataset_pb2.Dataset]:
+        """All data sets, or those of a task."""
+        return self._pages(self._datasets.ListDatasets, dataset_pb2.ListDatasetsRequest(task=task), "datasets")
+
+    def get_dataset_version(self, version: str) -> dataset_pb2.DatasetVersion:
+        """One version, such as `banking/2`."""
+        request = dataset_pb2.GetDatasetVersionRequest(name=names.dataset(version))
+        found: dataset_pb2.DatasetVersion = self._call(self._datasets.GetDatasetVersion, request)
+        return found
+
+    def list_dataset_versions(self, dataset: str) -> Iterator[dataset_pb2.DatasetVersion]:
+        """The versions of a data set, newest first."""
+        request = dataset_pb2.ListDatasetVersionsRequest(parent=names.dataset(dataset))
+        return self._pages(self._datasets.ListDatasetVersions, request, "dataset_versions")
+
+    def delete_dataset(self, dataset: str) -> None:
+        """Deletes a data set with all its versions."""
+        self._call(self._datasets.DeleteDataset, dataset_pb2.DeleteDatasetRequest(name=names.dataset(dataset)))
+
+    # Models.
+
+    def fine_tune(
+        self,
+        model_id: str,
+        *,
+        task: str,
+        dataset: str,
+        base: str = "",
+        config: Message | Mapping[str, Any] | None = None,
+        seed: int = 0,
+        parity_tolerance: float | None = None,
+    ) -> Operation[model_pb2.ModelVersion]:
+        """Tunes, proves and publishes the next version of a model, which is made where it does not exist.
+
+        `base` is an entry of the catalogue (`minilm-l6`) or a model version (`beer/3`); empty: the task's default.
+        `config` is a message of the task's config type or its fields; those left out take their defaults.
+        """
+        config_type = self.get_task(task).config_type if isinstance(config, Mapping) else ""
+        request = requests.fine_tune(
+            model_id,
+            task=task,
+            dataset=dataset,
+            base=base,
+            config=None if config is None else self.schema.pack(config, config_type, "config"),
+            seed=seed,
+            parity_tolerance=parity_tolerance,
+        )
+        return Operation(self, self._call(self._models.FineTune, request))
+
+    def get_model(self, model: str) -> model_pb2.Model:
+        """A model with its aliases and its newest version."""
+        found: model_pb2.Model = self._call(self._models.GetModel, model_pb2.GetModelRequest(name=names.parent(model)))
+        return found
+
+    def list_models(self, task: str = "") -> Iterator[model_pb2.Model]:
+        """All models, or those of a task."""
+        return self._pages(self._models.ListModels, model_pb2.ListModelsRequest(task=task), "models")
+
+    def delete_model(self, model: str) -> None:
+        """Deletes a model with its versions and aliases."""
+        self._call(self._models.DeleteModel, model_pb2.DeleteModelRequest(name=names.model(model)))
+
+    def resolve_version(self, model: str) -> str:
+        """The name of the version that `beer`, `beer@production` or `beer/3` stands for at present."""
+        resource = names.model(model)
+        return resource if "/versions/" in resource else requests.find_version(self.get_model(model), resource)
+
+    def get_model_version(self, model: str) -> model_pb2.ModelVersion:
+        """The version that a name stands for."""
+        request = model_pb2.GetModelVersionRequest(name=self.resolve_version(model))
+        found: model_pb2.ModelVersion = self._call(self._models.GetModelVersion, request)
+        return found
+
+    def list_model_versions(self, model: str) -> Iterator[model_pb2.ModelVersion]:
+        """The versions of a model, newest first."""
+        request = model_pb2.ListModelVersionsRequest(parent=names.model(model))
+        return self._pages(self._models.ListModelVersions, request, "model_versions")
+
+    def delete_model_version(self, version: str) -> None:
+        """Deletes a version, such as `beer/3`, that no alias names."""
+        self._call(self._models.DeleteModelVersion, model_pb2.DeleteModelVersionRequest(name=names.model(version)))
+
+    def set_alias(self, model: str, alias: str, version: int) -> model_pb2.Alias:
+        """Points an alias of a model at a version: promotes, or rolls back."""
+        request = model_pb2.SetAliasRequest(name=names.alias(model, alias), model_version=names.version(model, version))
+        changed: model_pb2.Alias = self._call(self._models.SetAlias, request)
+        return changed
+
+    def delete_alias(self, model: str, alias: str) -> None:
+        """Removes an alias of a model."""
+        self._call(self._models.DeleteAlias, model_pb2.DeleteAliasRequest(name=names.alias(model, alias)))
+
+    def download_version(self, model: str, directory: PathLike) -> Path:
+        """Writes the bundle of a version into a folder, each file checked by SHA-256, and returns the folder."""
+        directory = Path(directory)
+        request = model_pb2.DownloadVersionRequest(name=self.resolve_version(model))
+        with translated(), transfer.Download(directory) as download:
+            for message in self._models.DownloadVersion(request):
+                download.take(message)
+        return directory
+
+    # Evaluations.
+
+    def evaluate(self, model: str, *, dataset: str, split: str = "") -> Operation[evaluation_pb2.Evaluation]:
+        """Scores a served version on a part of a data set; `split` is `train`, `validation` or, where empty, `test`."""
+        request = requests.evaluate(model, dataset=dataset, split=split)
+        return Operation(self, self._call(self._evaluations.Evaluate, request))
+
+    def get_evaluation(self, evaluation: str) -> evaluation_pb2.Evaluation:
+        """One evaluation."""
+        request = evaluation_pb2.GetEvaluationRequest(name=names.resource("evaluations", evaluation))
+        found: evaluation_pb2.Evaluation = self._call(self._evaluations.GetEvaluation, request)
+        return found
+
+    def list_evaluations(self, model: str = "", dataset: str = "") -> Iterator[evaluation_pb2.Evaluation]:
+        """Evaluations, newest first: all, or those of a model or version, or those on a data set or version."""
+        request = evaluation_pb2.ListEvaluationsRequest(
+            model=names.model(model) if model else "", dataset=names.dataset(dataset) if dataset else ""
+        )
+        return self._pages(self._evaluations.ListEvaluations, request, "evaluations")
+
+    # Operations.
+
+    def get_operation(self, operation: str) -> Operation[Any]:
+        """The handle of an operation."""
+        request = operations_pb2.GetOperationRequest(name=names.resource("operations", operation))
+        return Operation(self, self._call(self._operations.GetOperation, request))
+
+    def list_operations(self) -> Iterator[Operation[Any]]:
+        """The handles of all operations, newest first."""
+        request = operations_pb2.ListOperationsRequest(name="operations")
+        for proto in self._pages(self._operations.ListOperations, request, "operations"):
+            yield Operation(self, proto)
+
+    def cancel_operation(self, operation: str) -> None:
+        """Asks an operation to end."""
+        request = operations_pb2.CancelOperationRequest(name=names.resource("operations", operation))
+        self._call(self._operations.CancelOperation, request)
+
+    def delete_operation(self, operation: str) -> None:
+        """Has the server forget an operation that has ended."""
+        request = operations_pb2.DeleteOperationRequest(name=names.resource("operations", operation))
+        self._call(self._operations.DeleteOperation, request)
+
+    # Predictions.
+
+    def predict(
+        self, model: str, instances: Sequence[Instance], *, method: str = "", timeout: float | None = None
+    ) -> Predictions:
+        """Predicts for instances: messages of an instance type of the model's task, or their fields.
+
+        Fields alone are taken for those of `method`, the task's first one where it is empty.
+        """
+        task_method = self._method(model, method) if requests.needs_method(instances) else None
+        request = requests.predict(model, instances, task_method, self.schema)
+        return Predictions(self._call(self._predictions.Predict, request, timeout), self.schema)
+
+    def stream_predict(self, model: str, batches: Iterable[Sequence[Message]]) -> Iterator[Predictions]:
+        """Predicts for each batch of messages, in order, over one stream."""
+        stream = (requests.predict(model, batch, None, self.schema) for batch in batches)
+        with translated():
+            for response in self._predictions.StreamPredict(stream):
+                yield Predictions(response, self.schema)
+
+    def _method(self, model: str, name: str) -> task_pb2.TaskMethod:
+        return requests.find_method(self.get_task(self.get_model(model).task), name)
+
+    def _call(self, method: Callable[..., Any], request: Message, timeout: float | None = None) -> Any:
+        with translated():
+            return method(request, timeout=self.timeout if timeout is None else timeout)
+
+    def _pages(self, method: Callable[..., Any], request: Any, field: str) -> Iterator[Any]:
+        """The entries of all pages."""
+        while True:
+            page = self._call(method, request)
+            yield from getattr(page, field)
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token

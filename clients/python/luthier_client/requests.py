@@ -1,0 +1,134 @@
+"""Requests that take more than their fields to make: what the synchronous and the asyncio client have in common."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import Message
+from luthier.v1.dataset_pb2 import CreateDatasetRequest, DatasetFile, Split, Upload
+from luthier.v1.evaluation_pb2 import EvaluateRequest
+from luthier.v1.model_pb2 import FineTuneRequest, Model
+from luthier.v1.prediction_pb2 import PredictRequest, PredictResponse
+from luthier.v1.task_pb2 import Task, TaskMethod
+
+from luthier_client import names
+from luthier_client.errors import InvalidArgument, NotFound
+from luthier_client.schema import Schema
+
+PathLike = str | os.PathLike[str]
+Files = PathLike | Mapping[str, PathLike | Sequence[PathLike]]
+"""One file, or files by role: `train`, `validation`, `test`, `` (to be split), or a further role such as `titles`."""
+Instance = Message | Mapping[str, Any]
+"""A message of an instance type of the model's task, or its fields."""
+
+
+class Predictions(list[Any]):
+    """One prediction for each instance, in order, and the name of the model version that made them."""
+
+    def __init__(self, response: PredictResponse, schema: Schema) -> None:
+        super().__init__(schema.unpack(prediction) for prediction in response.predictions)
+        self.model_version = response.model_version
+
+
+def request_id() -> str:
+    """A fresh id, under which a retried call is known as the same."""
+    return uuid.uuid4().hex
+
+
+def files_by_role(files: Files) -> list[tuple[str, Path]]:
+    """(role, path) for each file."""
+    if not isinstance(files, Mapping):
+        return [("", Path(files))]
+    return [
+        (role, Path(path))
+        for role, paths in files.items()
+        for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)
+    ]
+
+
+def create_dataset(
+    dataset_id: str,
+    uploads: Sequence[tuple[str, Upload]],
+    *,
+    task: str,
+    format: str,
+    columns: Mapping[str, str] | None,
+    no_header: bool,
+    split: Split | None,
+) -> CreateDatasetRequest:
+    """The request for a data set of uploaded files, given with their roles."""
+    return CreateDatasetRequest(
+        dataset_id=dataset_id,
+        task=task,
+        files=[DatasetFile(upload=upload.name, role=role) for role, upload in uploads],
+        format=format,
+        columns=columns,
+        no_header=no_header,
+        split=split,
+        request_id=request_id(),
+    )
+
+
+def fine_tune(
+    model_id: str,
+    *,
+    task: str,
+    dataset: str,
+    base: str,
+    config: AnyMessage | None,
+    seed: int,
+    parity_tolerance: float | None,
+) -> FineTuneRequest:
+    """The request for a fine-tune."""
+    return FineTuneRequest(
+        model_id=model_id,
+        task=task,
+        dataset=names.dataset(dataset),
+        base=names.base(base) if base else "",
+        config=config,
+        seed=seed,
+        request_id=request_id(),
+        parity_tolerance=parity_tolerance,
+    )
+
+
+def evaluate(model: str, *, dataset: str, split: str) -> EvaluateRequest:
+    """The request for an evaluation."""
+    return EvaluateRequest(
+        model=names.model(model), dataset=names.dataset(dataset), split=split, request_id=request_id()
+    )
+
+
+def predict(model: str, instances: Sequence[Instance], method: TaskMethod | None, schema: Schema) -> PredictRequest:
+    """The request for predictions; instances given by their fields become messages of the method's instance type."""
+    type_name = method.instance_type if method else ""
+    packed = [schema.pack(instance, type_name, f"instances[{i}]") for i, instance in enumerate(instances)]
+    return PredictRequest(model=model, instances=packed)
+
+
+def needs_method(instances: Sequence[Instance]) -> bool:
+    """Whether any instance is given by its fields alone, so that its type must be looked up."""
+    return any(not isinstance(instance, Message) for instance in instances)
+
+
+def find_method(task: Task, name: str) -> TaskMethod:
+    """A method of a task's service by name, or its first; raises InvalidArgument naming those there are."""
+    for method in task.methods:
+        if name in ("", method.method):
+            return method
+    known = ", ".join(method.method for method in task.methods)
+    raise InvalidArgument(f"{task.name} has no method {name}", violations={"method": f"{name} is not one of {known}"})
+
+
+def find_version(model: Model, resource: str) -> str:
+    """The version that an alias of a model, or its bare name, stands for; raises NotFound."""
+    wanted = resource if resource != model.name else names.alias(resource, names.PRODUCTION)
+    for alias in model.aliases:
+        if alias.name == wanted:
+            return str(alias.model_version)
+    raise NotFound(f"{wanted} was not found")

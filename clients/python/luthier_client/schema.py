@@ -1,0 +1,97 @@
+"""The messages of tasks, found by server reflection, so that a client needs no stubs of the tasks it calls."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any, cast
+
+import grpc
+from google.protobuf import descriptor_pool, json_format
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.descriptor import Descriptor, EnumDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+
+from luthier_client.errors import InvalidArgument, NotFound, translated
+
+
+class Schema:
+    """Message classes of one server by their full names. Thread-safe.
+
+    A class whose stub this program has imported is that stub's, so that what comes back is an instance of it; any other
+    is fetched once over the channel.
+    """
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self._pool = descriptor_pool.DescriptorPool(ProtoReflectionDescriptorDatabase(channel))
+        # The pool asks the server while it looks something up, and two look-ups must not cross.
+        self._lock = threading.Lock()
+        self._classes: dict[str, type[Message]] = {}
+
+    def knows(self, full_name: str) -> bool:
+        """Whether the class of a message can be had without asking the server."""
+        return full_name in self._classes
+
+    def message_class(self, full_name: str) -> type[Message]:
+        """The class of a message; raises NotFound where the server has none of that name."""
+        if full_name not in self._classes:
+            with self._lock, translated():
+                self._classes[full_name] = self._find(full_name)
+        return self._classes[full_name]
+
+    def parse(self, full_name: str, values: Mapping[str, Any], where: str) -> Message:
+        """Makes a message from values as in protobuf's JSON; enums may be given short, `ease` for `ALGORITHM_EASE`.
+
+        Raises InvalidArgument, with `where` (such as `config` or `instances[0]`) for the path of what is wrong.
+        """
+        message = self.message_class(full_name)()
+        try:
+            json_format.ParseDict(_spell_out(descriptor_of(message), values), message)
+        except json_format.ParseError as error:
+            raise InvalidArgument(f"{where}: {error}", violations={where: str(error)}) from error
+        return message
+
+    def pack(self, message: Message | Mapping[str, Any], full_name: str, where: str) -> AnyMessage:
+        """A message as Any: one that is made already, or one to be made by `parse`."""
+        packed = AnyMessage()
+        packed.Pack(message if isinstance(message, Message) else self.parse(full_name, message, where))
+        return packed
+
+    def unpack(self, packed: AnyMessage) -> Message:
+        """The message in an Any; raises NotFound where the server does not know its type."""
+        message = self.message_class(packed.TypeName())()
+        packed.Unpack(message)
+        return message
+
+    def _find(self, full_name: str) -> type[Message]:
+        for pool in (descriptor_pool.Default(), self._pool):
+            try:
+                return GetMessageClass(pool.FindMessageTypeByName(full_name))
+            except KeyError:
+                continue
+        raise NotFound(f"the server has no message {full_name}")
+
+
+def descriptor_of(message: Message | type[Message]) -> Descriptor:
+    """The descriptor of a message. Stubs of protobuf tell its two implementations apart; their interface is one."""
+    return cast(Descriptor, message.DESCRIPTOR)
+
+
+def enum_name(enum: EnumDescriptor, text: str) -> str:
+    """The name of an enum's value that is given in full, or without the prefix that all its values share."""
+    wanted = text.upper()
+    for name in enum.values_by_name:
+        if name == wanted or name.endswith(f"_{wanted}"):
+            return str(name)
+    return text
+
+
+def _spell_out(descriptor: Descriptor, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with the enums among them in full."""
+    enums = {field.name: field.enum_type for field in descriptor.fields if field.enum_type}
+    return {
+        name: enum_name(enums[name], value) if name in enums and isinstance(value, str) else value
+        for name, value in values.items()
+    }

@@ -1,0 +1,90 @@
+"""Files on their way up and down, in chunks and checked by SHA-256. No network in here."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from io import BufferedRandom
+from pathlib import Path
+from types import TracebackType
+
+from luthier.v1.dataset_pb2 import UploadFilesRequest, UploadHeader
+from luthier.v1.model_pb2 import BundleFile, DownloadVersionResponse
+
+from luthier_client.errors import DataLoss
+
+CHUNK_BYTES = 512 * 1024
+"""Half of what the server takes at most in a message."""
+
+
+def upload_header(path: Path) -> UploadHeader:
+    """The header of a file's upload; reads the whole file for its hash."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return UploadHeader(filename=path.name, size_bytes=file.tell(), sha256=digest)
+
+
+def upload_messages(path: Path, header: UploadHeader) -> Iterator[UploadFilesRequest]:
+    """The header, then the chunks of a file."""
+    yield UploadFilesRequest(header=header)
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            yield UploadFilesRequest(chunk=chunk)
+
+
+class Download:
+    """Writes the files of a download into a folder. A context manager.
+
+    Each file appears under its name once it is whole and its SHA-256 agrees, never before. Raises DataLoss where it
+    does not agree, is cut short, or would lie outside the folder.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._directory = directory.resolve()
+        self._header: BundleFile | None = None
+        self._file: BufferedRandom | None = None
+
+    def __enter__(self) -> Download:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            if self._file is not None:
+                self._file.close()
+                os.unlink(self._file.name)
+
+    def take(self, message: DownloadVersionResponse) -> None:
+        """Takes the next message of the stream."""
+        if message.HasField("file"):
+            self._finish()
+            self._begin(message.file)
+        elif self._file is None:
+            raise DataLoss("the download begins with a chunk, not with a file's header")
+        else:
+            self._file.write(message.chunk)
+
+    def _begin(self, header: BundleFile) -> None:
+        path = (self._directory / header.path).resolve()
+        if path == self._directory or not path.is_relative_to(self._directory):
+            raise DataLoss(f"{header.path!r} would lie outside the folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._header = header
+        self._file = path.with_name(f"{path.name}.part").open("w+b")
+
+    def _finish(self) -> None:
+        """Checks the file under way and gives it its name."""
+        if self._file is None or self._header is None:
+            return
+        self._file.seek(0)
+        if hashlib.file_digest(self._file, "sha256").hexdigest() != self._header.sha256:
+            raise DataLoss(f"{self._header.path} arrived damaged or cut short: its SHA-256 differs")
+        self._file.close()
+        os.replace(self._file.name, self._directory / self._header.path)
+        self._file = None

@@ -1,0 +1,91 @@
+"""Recommends items to users from who took what: EASE, ALS, BM25, BPR or popularity, chosen on validation data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from google.protobuf.message import Message
+
+from luthier.hookspecs import hookimpl
+from luthier.task import Codec, DataFile, DataProblem, Evaluation, Split, Task, Trainer
+from luthier.tasks.recommendation.v1 import recommendation_pb2 as pb
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+TITLES = "titles"
+"""Role of the file that gives items their titles."""
+
+
+class Recommendation(Task):
+    """Examples are interactions, one for each distinct pair of user and item; an evaluation asks once for each user."""
+
+    id = "recommendation"
+    title = "Recommendation"
+    description = "Recommends items to users, known ones or by their history, and finds items like a given one."
+    service = pb.DESCRIPTOR.services_by_name["RecommendationService"]
+    config = pb.Config
+    example = pb.Example
+    primary_metric = "ndcg_at_10"
+    extra_files = (TITLES,)
+    splits = ("hash", "per-user")
+
+    def read(self, file: DataFile) -> pa.Table:
+        """Reads interactions, or titles where that is the file's role."""
+        from luthier_recommendation import data
+
+        return data.read_titles(file) if file.role == TITLES else super().read(file)
+
+    def split(self, examples: pa.Table, split: Split) -> dict[str, pa.Table]:
+        """Divides by user and item: all rows of a pair go to one part; see `data.split_per_user` for `per-user`."""
+        from luthier import tabular
+        from luthier_recommendation import data
+
+        if split.method == "per-user":
+            return data.split_per_user(examples, split)
+        return tabular.split_by_hash(examples, split, key=("user", "item"))
+
+    def validate(self, parts: Mapping[str, pa.Table]) -> Iterable[tuple[bool, DataProblem]]:
+        """Yields missing interactions, bad ids and weights; warns of repeated pairs and of strangers in the test part."""
+        from luthier_recommendation import data
+
+        return data.problems(parts)
+
+    def describe(self, parts: Mapping[str, pa.Table]) -> dict[str, Any]:
+        """Counts, density, interactions of a user by quantile, and the most popular items."""
+        from luthier_recommendation import data
+
+        return data.describe(parts)
+
+    def trainer(self) -> Trainer:
+        """Imports implicit and scipy."""
+        from luthier_recommendation import training
+
+        return cast(Trainer, training)
+
+    def open(self, directory: Path) -> Codec:
+        """Opens a bundle."""
+        from luthier_recommendation.codec import RecommendationCodec
+
+        return RecommendationCodec(directory)
+
+    def instances(self, examples: pa.Table) -> list[Message]:
+        """One request for 10 items for each user, in the order of their first examples."""
+        from luthier_recommendation import metrics
+
+        users = examples["user"].unique().to_pylist()
+        return [pb.Instance(user=user, k=metrics.CUTOFF, allow_unknown=True) for user in users]
+
+    def score(self, examples: pa.Table, predictions: Sequence[Message]) -> Evaluation:
+        """Ranking metrics at 10, see `metrics.score`."""
+        from luthier_recommendation import metrics
+
+        return metrics.score(examples, cast(Sequence[pb.Prediction], predictions))
+
+
+@hookimpl
+def luthier_tasks() -> Iterable[Task]:
+    """Brings the task `recommendation`."""
+    return [Recommendation()]

@@ -1,0 +1,127 @@
+"""The files of a bundle beside `model.onnx`: what was learnt from, in arrays that are mapped, not read.
+
+    model.json            algorithm, settings and sizes
+    users.json            ids, by index
+    items.json            ids, by index
+    titles.json           titles of the items by index, where the data set has titles
+    seen.indptr.npy       int64 [users + 1]: where each user's items begin in the next two
+    seen.indices.npy      int32: items of the users
+    seen.weights.npy      float32: their weights, where weights count
+    *.npy                 further arrays of the algorithm, see `queries`
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What `model.json` says."""
+
+    algorithm: str
+    """Name of the algorithm, for EASE with its side: one of `queries.QUERIES`."""
+    settings: Mapping[str, float]
+    """The settings that the model was made with."""
+    interactions: int
+    """Pairs of user and item that it learnt from."""
+    mean_weight: float
+    """Mean weight of an interaction: what an item of a history counts."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A sparse matrix by rows."""
+
+    indptr: Array
+    indices: Array
+    weights: Array | None
+    """None where all are 1."""
+
+    def of(self, row: int) -> tuple[Array, Array]:
+        """Columns and weights of one row."""
+        span = slice(int(self.indptr[row]), int(self.indptr[row + 1]))
+        columns = self.indices[span]
+        return columns, np.ones(len(columns), np.float32) if self.weights is None else self.weights[span]
+
+    def combined(self, rows: Array, factors: Array, width: int) -> Array:
+        """The sum of rows, each times its factor: float64 [width]."""
+        starts = self.indptr[rows]
+        lengths = self.indptr[rows + 1] - starts
+        ends = np.cumsum(lengths)
+        positions = np.arange(int(lengths.sum())) + np.repeat(starts - ends + lengths, lengths)
+        values = np.repeat(factors, lengths)
+        if self.weights is not None:
+            values = values * self.weights[positions]
+        return np.bincount(self.indices[positions], weights=values, minlength=width)
+
+
+class Files:
+    """An opened bundle."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.description = Description(**_read(directory / "model.json"))
+        self.users: list[str] = _read(directory / "users.json")
+        self.items: list[str] = _read(directory / "items.json")
+        titles = directory / "titles.json"
+        self.titles: list[str] = _read(titles) if titles.exists() else []
+        self.seen = self.rows("seen")
+
+    def array(self, name: str) -> Array:
+        """One of the arrays, mapped into memory."""
+        # The base class, for slices of numpy.memmap cost microseconds each.
+        return np.load(self._directory / f"{name}.npy", mmap_mode="r").view(np.ndarray)
+
+    def rows(self, name: str) -> Rows:
+        """One of the sparse matrices."""
+        weights = self._directory / f"{name}.weights.npy"
+        return Rows(
+            self.array(f"{name}.indptr"),
+            self.array(f"{name}.indices"),
+            self.array(f"{name}.weights") if weights.exists() else None,
+        )
+
+
+def write(
+    directory: Path,
+    description: Description,
+    *,
+    users: Sequence[str],
+    items: Sequence[str],
+    titles: Mapping[str, str],
+    arrays: Mapping[str, Array],
+) -> None:
+    """Writes all files but the model."""
+    _write(directory / "model.json", asdict(description))
+    _write(directory / "users.json", users)
+    _write(directory / "items.json", items)
+    if titles:
+        _write(directory / "titles.json", [titles.get(item, "") for item in items])
+    for name, array in arrays.items():
+        np.save(directory / f"{name}.npy", np.ascontiguousarray(array))
+
+
+def rows_to_arrays(name: str, matrix: Any) -> dict[str, Array]:
+    """The arrays that hold a scipy CSR matrix, for `Files.rows`."""
+    arrays = {f"{name}.indptr": matrix.indptr.astype(np.int64), f"{name}.indices": matrix.indices.astype(np.int32)}
+    if (matrix.data != 1).any():
+        arrays[f"{name}.weights"] = matrix.data.astype(np.float32)
+    return arrays
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _write(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")

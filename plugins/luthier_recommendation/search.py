@@ -1,0 +1,189 @@
+"""Choosing the algorithm and its settings by nDCG at 10 on held-out interactions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csr_matrix
+
+from luthier.task import InvalidArgument, Run
+from luthier.tasks.recommendation.v1.recommendation_pb2 import Algorithm, Config
+from luthier_recommendation import metrics
+from luthier_recommendation.algorithms import MAX_MODEL_BYTES, Als, Bm25, Bpr, Ease, Fit, Model, Popularity, Settings
+from luthier_recommendation.interactions import Interactions
+
+Array = npt.NDArray[Any]
+Grid = Mapping[str, tuple[float, ...]]
+
+STAGE = "choosing settings"
+MAX_USERS = 2000
+"""Users that a choice is measured on; their mean nDCG is then known to about 0.005."""
+CHUNK = 256
+"""Users whose scores of all items are held at a time."""
+EASE_MAX_SIDE = 5000
+"""AUTO tries EASE up to here: a matrix of this side is inverted in seconds."""
+EASE_MAX_BYTES = 500_000_000
+"""AUTO tries EASE where the served matrix is no larger."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Algo:
+    """One algorithm of the config: how it is made, and which settings it has."""
+
+    name: str
+    model: type[Model]
+    grid: Grid
+    """Candidates of the settings that a config may leave at 0. The first are where the search begins."""
+
+
+ALGORITHMS: Mapping[int, Algo] = {
+    Algorithm.ALGORITHM_EASE: Algo(
+        name="ease", model=Ease, grid={"regularization": (100.0, 10.0, 50.0, 200.0, 500.0, 1000.0)}
+    ),
+    Algorithm.ALGORITHM_ALS: Algo(
+        name="als",
+        model=Als,
+        grid={"iterations": (15,), "regularization": (10.0, 1.0, 30.0), "factors": (32, 16, 48, 96)},
+    ),
+    Algorithm.ALGORITHM_BM25: Algo(name="bm25", model=Bm25, grid={"neighbors": (50, 20, 100, 200)}),
+    Algorithm.ALGORITHM_BPR: Algo(
+        name="bpr",
+        model=Bpr,
+        grid={"iterations": (100,), "regularization": (0.01, 0.1), "factors": (32, 64)},
+    ),
+    Algorithm.ALGORITHM_POPULARITY: Algo(name="popularity", model=Popularity, grid={}),
+}
+AUTO = (
+    Algorithm.ALGORITHM_EASE,
+    Algorithm.ALGORITHM_ALS,
+    Algorithm.ALGORITHM_BM25,
+    Algorithm.ALGORITHM_BPR,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """An algorithm with its settings."""
+
+    algorithm: Algo
+    settings: Settings
+    ndcg: float = float("nan")
+    """nDCG at 10 on the held-out interactions, where it was measured."""
+
+
+def choose(run: Run, interactions: Interactions) -> Choice:
+    """Returns the best of the algorithms that the config leaves open, with the best of the settings it leaves open.
+
+    Settings are tried one after the other, each with the others at the best so far. Where nothing is left open nothing is
+    measured.
+    """
+    shape = interactions.all.shape
+    open_grids = [(algorithm, _grid(algorithm, run.config, shape)) for algorithm in _candidates(run.config, shape)]
+    total = sum(_num_trials(grid) for _, grid in open_grids)
+    if total == 1:
+        [(algorithm, grid)] = open_grids
+        return Choice(algorithm=algorithm, settings=_first(grid))
+    search = _Search(run, interactions, total)
+    return max((search.best(algorithm, grid) for algorithm, grid in open_grids), key=lambda choice: choice.ndcg)
+
+
+class _Search:
+    """Trials of one run, which count on from one algorithm to the next."""
+
+    def __init__(self, run: Run, interactions: Interactions, total: int) -> None:
+        self._run, self._total, self._done = run, total, 0
+        self._train, self._held = interactions.rest, interactions.held
+        users = np.flatnonzero(np.diff(self._held.indptr))
+        if len(users) > MAX_USERS:
+            users = np.sort(np.random.default_rng(run.seed).choice(users, MAX_USERS, replace=False))
+        self._users = users
+
+    def best(self, algorithm: Algo, grid: Grid) -> Choice:
+        """The best settings of one algorithm."""
+        best = self._measured(algorithm, _first(grid))
+        for name, candidates in grid.items():
+            trials = [self._measured(algorithm, replace(best.settings, **{name: value})) for value in candidates[1:]]
+            best = max([best, *trials], key=lambda choice: choice.ndcg)
+        return best
+
+    def _measured(self, algorithm: Algo, settings: Settings) -> Choice:
+        """Fits without the held-out interactions and ranks for them."""
+        fit = Fit(matrix=self._train, settings=settings, seed=self._run.seed, step=lambda _: self._report())
+        model = algorithm.model.fit(fit)
+        ndcg = ndcg_of(model, self._train, self._held, self._users)
+        self._done += 1
+        self._report(**{"validation/ndcg_at_10": ndcg})
+        return Choice(algorithm=algorithm, settings=settings, ndcg=ndcg)
+
+    def _report(self, **values: float) -> None:
+        self._run.report(self._done, self._total, stage=STAGE, **values)
+
+
+def ndcg_of(model: Model, train: csr_matrix, held: csr_matrix, users: Array) -> float:
+    """Mean nDCG at 10 of rankings of the items that users have not taken in `train`, for those they took in `held`."""
+    gains = []
+    for chunk, ranked in ranked_for(model, train, users):
+        relevant = (set(held.indices[held.indptr[user] : held.indptr[user + 1]].tolist()) for user in chunk)
+        gains += [metrics.ndcg(items, wanted) for items, wanted in zip(ranked.tolist(), relevant, strict=True)]
+    return float(np.mean(gains))
+
+
+def ranked_for(model: Model, train: csr_matrix, users: Array) -> Iterator[tuple[Array, Array]]:
+    """Yields users by the chunk with their best 10 unseen items, [chunk, 10]."""
+    for begin in range(0, len(users), CHUNK):
+        chunk = users[begin : begin + CHUNK]
+        profiles = train[chunk]
+        scores = model.scores_of_users(chunk, profiles)
+        scores[profiles.nonzero()] = -np.inf
+        yield chunk, best_of(scores, metrics.CUTOFF)
+
+
+def best_of(scores: Array, k: int) -> Array:
+    """Indexes of the k highest scores in each row, best first, the lower index first among equals."""
+    k = min(k, scores.shape[1])
+    # Only the k-th score and better are sorted.
+    threshold = -np.partition(-scores, k - 1, axis=1)[:, k - 1 : k]
+    return np.stack([_best_of_row(row, k, least) for row, least in zip(scores, threshold[:, 0], strict=True)])
+
+
+def _best_of_row(scores: Array, k: int, least: float) -> Array:
+    candidates = np.flatnonzero(scores >= least)
+    return candidates[np.argsort(-scores[candidates], kind="stable")[:k]]
+
+
+def _candidates(config: Config, shape: tuple[int, int]) -> list[Algo]:
+    """The algorithms that the config leaves open."""
+    if config.algorithm in ALGORITHMS:
+        return [ALGORITHMS[config.algorithm]]
+    ease_is_quick = min(shape) <= EASE_MAX_SIDE and Ease.served_bytes(*shape, Settings()) <= EASE_MAX_BYTES
+    return [ALGORITHMS[id] for id in AUTO if id != Algorithm.ALGORITHM_EASE or ease_is_quick]
+
+
+def _grid(algorithm: Algo, config: Config, shape: tuple[int, int]) -> Grid:
+    """The candidates of each setting: the one that the config names, or those of the algorithm that can be served."""
+    grid = {}
+    for name, candidates in algorithm.grid.items():
+        named = getattr(config, name)
+        fitting = [value for value in ((named,) if named else candidates) if _fits(algorithm, shape, name, value)]
+        if not fitting:
+            why = f"with {shape[0]} users and {shape[1]} items the model would exceed the 2 GB that an ONNX file holds"
+            raise InvalidArgument({f"config.{name if named else 'algorithm'}": why})
+        grid[name] = tuple(fitting)
+    return grid
+
+
+def _fits(algorithm: Algo, shape: tuple[int, int], name: str, value: float) -> bool:
+    settings = replace(Settings(), **{name: value})  # type: ignore[arg-type]
+    return algorithm.model.served_bytes(*shape, settings) <= MAX_MODEL_BYTES
+
+
+def _num_trials(grid: Grid) -> int:
+    return 1 + sum(len(candidates) - 1 for candidates in grid.values())
+
+
+def _first(grid: Grid) -> Settings:
+    return Settings(**{name: candidates[0] for name, candidates in grid.items()})  # type: ignore[arg-type]

@@ -1,0 +1,52 @@
+import random
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import tiny_bert
+from luthier.tasks.text_classification.v1 import text_classification_pb2 as pb
+from luthier.testing import TaskConformance
+from luthier_text_classification import TextClassification
+
+TELLING = {
+    "praise": ["crisp", "bright", "lovely", "balanced"],
+    "blame": ["flat", "sour", "stale", "watery"],
+    "doubt": ["odd", "unsure", "mixed", "perhaps"],
+}
+FILLING = ["a", "beer", "from", "the", "north", "with", "malt", "and", "hops", "tonight"]
+
+
+def reviews(seed: int, count: int) -> pa.Table:
+    """Texts of 4 to 20 words, one or two of which tell the class."""
+    draw = random.Random(seed)
+    labels = [list(TELLING)[i % 3] for i in range(count)]
+    texts = []
+    for label in labels:
+        words = draw.choices(FILLING, k=draw.randint(3, 18)) + draw.choices(TELLING[label], k=draw.randint(1, 2))
+        draw.shuffle(words)
+        texts.append(" ".join(words))
+    return pa.table({"text": texts, "label": labels})
+
+
+class TestTextClassification(TaskConformance):
+    task = TextClassification()
+    config = pb.Config(epochs=6, batch_size=16, learning_rate=0.005, head_learning_rate=0.02, max_length=32)
+    invalid_instances = ((pb.Instance(text="a flat beer", top_k=-1), "top_k"),)
+    edge_cases = (
+        pb.Instance(text=""),
+        pb.Instance(text="  \n\t"),
+        pb.Instance(text="crisp " * 500),
+        pb.Instance(text="светлое пиво 🍺 وبيرة 啤酒"),
+        pb.Instance(text="a lovely beer", top_k=2),
+        pb.Instance(text="a lovely beer", top_k=99),
+    )
+    trivial_score = 0.5
+    """Three classes of one size: chance is a third."""
+
+    @classmethod
+    def base(cls, directory: Path) -> Path:
+        return tiny_bert.write(directory, [*FILLING, *(word for words in TELLING.values() for word in words)])
+
+    @classmethod
+    def parts(cls) -> Mapping[str, pa.Table]:
+        return {"train": reviews(1, 96), "validation": reviews(2, 24), "test": reviews(3, 24)}

@@ -1,0 +1,156 @@
+"""The queue: one result for each operation, whoever runs it and however often."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from luthier.database import HEAD, Database, metadata
+from luthier.errors import AlreadyExists, InvalidArgument
+from luthier.operations import MAX_FAULTS, LeaseLost, Operations
+from luthier.v1 import dataset_pb2
+from luthier.v1.operation_pb2 import OperationEvent, OperationMetadata
+
+KIND = OperationMetadata.KIND_CREATE_DATASET
+REQUEST = dataset_pb2.CreateDatasetRequest(dataset_id="x")
+RESPONSE = dataset_pb2.DatasetVersion(name="datasets/x/versions/1")
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    database = Database(f"sqlite:///{tmp_path / 'test.db'}")
+    database.migrate()
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def operations(database: Database) -> Operations:
+    return Operations(database)
+
+
+def state(operations: Operations, id: str) -> OperationMetadata:
+    message = OperationMetadata()
+    assert operations.get(id).metadata.Unpack(message)
+    return message
+
+
+def test_migrations_make_the_tables_that_the_code_uses(database: Database) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    with database.read() as connection:
+        context = MigrationContext.configure(connection)
+        assert context.get_current_revision() == HEAD
+        assert compare_metadata(context, metadata) == []
+
+
+def test_fifty_submissions_with_one_request_id_are_one_operation(operations: Operations) -> None:
+    with ThreadPoolExecutor(50) as pool:
+        names = {
+            future.result().name
+            for future in [pool.submit(operations.submit, KIND, "datasets/x", REQUEST, "once") for _ in range(50)]
+        }
+    assert len(names) == 1
+
+
+def test_a_request_id_belongs_to_one_request(operations: Operations) -> None:
+    operations.submit(KIND, "datasets/x", REQUEST, "once")
+    with pytest.raises(AlreadyExists):
+        operations.submit(KIND, "datasets/y", dataset_pb2.CreateDatasetRequest(dataset_id="y"), "once")
+
+
+def test_each_operation_is_claimed_once(operations: Operations) -> None:
+    for _ in range(20):
+        operations.submit(KIND, "datasets/x", REQUEST)
+    with ThreadPoolExecutor(4) as pool:
+        claims = [future.result() for future in [pool.submit(operations.claim, [KIND], 60) for _ in range(30)]]
+    taken = [claim.operation for claim in claims if claim]
+    assert len(taken) == len(set(taken)) == 20
+
+
+def test_a_stale_attempt_can_neither_publish_nor_speak(operations: Operations, database: Database) -> None:
+    operations.submit(KIND, "datasets/x", REQUEST)
+    stale = operations.claim([KIND], lease_s=-1)
+    fresh = operations.claim([KIND], lease_s=60)
+    assert stale
+    assert fresh
+    assert (stale.attempt, fresh.attempt) == (1, 2)
+    with pytest.raises(LeaseLost):
+        operations.emit(stale, [OperationEvent(message="too late")])
+    with pytest.raises(LeaseLost):
+        operations.heartbeat(stale, 60)
+    with pytest.raises(LeaseLost), database.write() as connection:
+        connection.execute(sa.text("UPDATE revisions SET value = 999 WHERE name = 'models'"))
+        operations.succeed(connection, stale, RESPONSE)
+    with database.read() as connection:
+        # What the stale attempt wrote in the same transaction is gone with it.
+        assert connection.execute(sa.text("SELECT value FROM revisions WHERE name = 'models'")).scalar() == 1
+    with database.write() as connection:
+        operations.succeed(connection, fresh, RESPONSE)
+    with pytest.raises(LeaseLost), database.write() as connection:
+        operations.succeed(connection, fresh, RESPONSE)
+    assert state(operations, fresh.operation).state == OperationMetadata.STATE_SUCCEEDED
+
+
+def test_an_operation_whose_workers_die_fails_in_the_end(operations: Operations) -> None:
+    operations.submit(KIND, "datasets/x", REQUEST)
+    claims = []
+    while claim := operations.claim([KIND], lease_s=-1):
+        claims.append(claim)
+    assert [claim.attempt for claim in claims] == list(range(1, MAX_FAULTS + 1))
+    done = operations.get(claims[0].operation)
+    assert done.done
+    assert "gave up" in done.error.message
+
+
+def test_giving_back_in_peace_is_no_fault(operations: Operations) -> None:
+    operations.submit(KIND, "datasets/x", REQUEST)
+    for attempt in range(1, 3 * MAX_FAULTS):
+        claim = operations.claim([KIND], lease_s=60)
+        assert claim
+        assert claim.attempt == attempt
+        operations.release(claim, lost=False)
+
+
+def test_a_waiting_operation_is_cancelled_at_once(operations: Operations) -> None:
+    id = operations.submit(KIND, "datasets/x", REQUEST).name.partition("/")[2]
+    operations.cancel(id)
+    assert state(operations, id).state == OperationMetadata.STATE_CANCELLED
+    assert operations.claim([KIND], 60) is None
+
+
+def test_a_running_operation_is_asked_to_end(operations: Operations) -> None:
+    id = operations.submit(KIND, "datasets/x", REQUEST).name.partition("/")[2]
+    claim = operations.claim([KIND], 60)
+    assert claim
+    assert not operations.heartbeat(claim, 60)
+    operations.cancel(id)
+    assert operations.heartbeat(claim, 60)
+    # Whoever held it dies before it can end it: the next to look ends it.
+    operations.release(claim, lost=True)
+    assert operations.claim([KIND], 60) is None
+    assert state(operations, id).state == OperationMetadata.STATE_CANCELLED
+
+
+def test_pages_go_through_all(operations: Operations) -> None:
+    ids = [operations.submit(KIND, "datasets/x", REQUEST).name.partition("/")[2] for _ in range(7)]
+    seen: list[str] = []
+    after = None
+    while page := operations.page(after, 3):
+        seen += [row.id for row in page]
+        after = (page[-1].create_time, page[-1].id)
+    assert sorted(seen) == sorted(ids)
+
+
+def test_a_foreign_page_token_is_refused() -> None:
+    from luthier import paging
+
+    assert paging.key_of(paging.token_of(1.5, "a")) == [1.5, "a"]
+    for token in ("nonsense", "e30=", "\u00e9"):
+        with pytest.raises(InvalidArgument):
+            paging.key_of(token)

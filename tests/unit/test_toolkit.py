@@ -1,0 +1,158 @@
+"""The parts that fine-tunes in PyTorch share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from luthier.errors import Cancelled, ParityFailed
+from luthier.task import Run
+from luthier.toolkit import progress
+from luthier.toolkit.batches import in_order_of_length, length_buckets, pad
+from luthier.toolkit.checkpoint import BestCheckpoint
+from luthier.toolkit.export import check_onnx, export_onnx
+from luthier.toolkit.optim import decay_matrices, warm_up_then_decay
+from luthier.toolkit.precision import autocast, has_bfloat16
+from luthier.toolkit.progress import Progress
+from torch import nn
+from torch.export import Dim
+
+LENGTHS = np.random.default_rng(0).integers(1, 100, 1003)
+
+
+def test_buckets_hold_everything_once_and_little_padding() -> None:
+    batches = list(length_buckets(LENGTHS, 8, np.random.default_rng(0)))
+    assert len(batches) == 126
+    assert sorted(np.concatenate(batches)) == list(range(1003))
+    padded = sum(LENGTHS[batch].max() * len(batch) for batch in batches)
+    assert padded < 1.1 * LENGTHS.sum()
+    shortest_first = [LENGTHS[batch].max() for batch in batches]
+    assert shortest_first != sorted(shortest_first)
+
+
+def test_buckets_follow_from_the_seed_alone() -> None:
+    first, again, other = (
+        np.concatenate(list(length_buckets(LENGTHS, 8, np.random.default_rng(seed)))) for seed in (0, 0, 1)
+    )
+    assert (first == again).all()
+    assert (first != other).any()
+
+
+def test_in_order_of_length() -> None:
+    batches = list(in_order_of_length(np.array([5, 1, 3, 1]), 3))
+    assert [batch.tolist() for batch in batches] == [[1, 3, 2], [0]]
+    assert list(in_order_of_length(np.array([], dtype=np.int64), 3)) == []
+
+
+def test_pad() -> None:
+    ids, mask = pad([torch.tensor([7, 8, 9]), torch.tensor([5])], value=1)
+    assert ids.tolist() == [[7, 8, 9], [5, 1, 1]]
+    assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert ids.dtype == mask.dtype == torch.int64
+
+
+def test_only_matrices_decay() -> None:
+    module = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
+    matrices, others = decay_matrices(module, 0.1, 0.01)
+    assert [tuple(p.shape) for p in matrices["params"]] == [(2, 3)]
+    assert [tuple(p.shape) for p in others["params"]] == [(2,)] * 3
+    assert (matrices["weight_decay"], others["weight_decay"]) == (0.01, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmup", "expected"),
+    [
+        (6, 1 / 3, [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]),
+        (4, 0.0, [1.0, 1.0, 2 / 3, 1 / 3]),
+        (4, 1.0, [0.25, 0.5, 0.75, 1.0]),
+        (1, 0.1, [1.0]),
+    ],
+)
+def test_schedule(steps: int, warmup: float, expected: list[float]) -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = warm_up_then_decay(optimizer, steps, warmup)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx(expected)
+
+
+def test_the_best_weights_come_back(tmp_path: Path) -> None:
+    module = nn.Linear(1, 1, bias=False)
+    best = BestCheckpoint(module, tmp_path, patience=2)
+    going_on = []
+    for epoch, score in enumerate([(0.5, -2.0), (0.9, -2.0), (0.9, -1.0), (0.8, 0.0), (0.9, -1.0)], start=1):
+        nn.init.constant_(module.weight, epoch)
+        going_on.append(best.update(epoch, score))
+    best.restore()
+    assert going_on == [True, True, True, True, False]
+    assert best.epoch == module.weight.item() == 3
+
+
+def test_patience_of_zero_never_stops(tmp_path: Path) -> None:
+    best = BestCheckpoint(nn.Linear(1, 1), tmp_path, patience=0)
+    assert all(best.update(epoch, (-float(epoch),)) for epoch in range(1, 50))
+    assert best.epoch == 1
+
+
+def make_run(events: list[dict[str, Any]]) -> Run:
+    return Run(parts={"train": pa.table({})}, config=None, base=None, seed=0, directory=Path(), emit=events.append)
+
+
+def test_progress_reports_seldom_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    events: list[dict[str, Any]] = []
+    watched = Progress(make_run(events), total=100)
+    for step in range(1, 101):
+        now[0] += 0.01
+        watched.advance(examples=4, loss=torch.tensor(float(step)))
+    metrics = [event["metrics"] for event in events if "metrics" in event]
+    assert [entry["step"] for entry in metrics] == [20, 40, 60, 80, 100]
+    assert metrics[0]["values"]["loss"] == pytest.approx(np.mean(range(1, 21)))
+    assert events[-2]["progress"]["examples_per_s"] == pytest.approx(400.0)
+
+
+def test_progress_notices_a_cancellation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "INTERVAL_S", 0.0)
+    run = make_run([])
+    watched = Progress(run, total=2)
+    watched.beat()
+    run.cancelled = lambda: True
+    with pytest.raises(Cancelled):
+        watched.beat()
+
+
+def test_bfloat16_is_taken_from_what_the_processor_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    for capabilities, expected in [({"avx2": True, "avx512_bf16": False}, False), ({"avx512_bf16": True}, True)]:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda capabilities=capabilities: capabilities)
+        assert has_bfloat16(cpu) is expected
+    a = torch.ones(2, 2)
+    with autocast(cpu, bfloat16=True):
+        assert (a @ a).dtype == torch.bfloat16
+    with autocast(cpu, bfloat16=False):
+        assert (a @ a).dtype == torch.float32
+
+
+class Doubling(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if self.training else x + x
+
+
+def test_an_export_is_written_and_checked(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    module = Doubling().eval()
+    path = export_onnx(module, {"x": torch.ones(2, 3)}, ["y"], {0: Dim("batch")}, tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+    assert capfd.readouterr() == ("", "")
+    batches = [{"x": torch.randn(rows, 3)} for rows in (1, 5)]
+    assert check_onnx(path, module, batches, tolerance=0.0) == 0.0
+    other = nn.Sequential(Doubling(), nn.Hardtanh(-100, 0.5))
+    with pytest.raises(ParityFailed, match="differs from the trained one"):
+        check_onnx(path, lambda x: other(x), [{"x": torch.ones(1, 3)}], tolerance=1e-4)  # type: ignore[arg-type]
