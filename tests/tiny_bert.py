@@ -7,13 +7,13 @@ from pathlib import Path
 
 
 def write(directory: Path, words: Iterable[str], seed: int = 0) -> Path:
-    """Writes an encoder with 2 layers of 32 units that reads at most 64 tokens, one for each of the words."""
+    """Writes an encoder with 2 layers of 32 units that reads at most 64 tokens; words are numbered from 4, in order."""
     import torch
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    vocabulary = {token: i for i, token in enumerate([*special, *sorted(set(words))])}
+    vocabulary = {token: i for i, token in enumerate([*special, *dict.fromkeys(words)])}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -36,5 +36,5 @@ def write(directory: Path, words: Iterable[str], seed: int = 0) -> Path:
         intermediate_size=64,
         max_position_embeddings=64,
     )
-    BertModel(config, add_pooling_layer=False).save_pretrained(directory)
+    BertModel(config).save_pretrained(directory)
     return directory

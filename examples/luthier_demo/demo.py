@@ -7,18 +7,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.message import Message
+from rich.console import Console
+
 from luthier.v1.dataset_pb2 import DatasetVersion, Split
 from luthier.v1.model_pb2 import ModelVersion
 from luthier_client import Client, LuthierClientError, Operation
 from luthier_client.cli import output
 from luthier_client.cli.progress import LiveBars, Log
-from rich.console import Console, RenderableType
+
+if TYPE_CHECKING:
+    from luthier_demo.server import Server
 
 R = TypeVar("R", bound=Message)
 
@@ -57,10 +61,10 @@ def run(*, exit_after: bool, home: Path | None = None) -> int:
             console.print(f"[bold]Luthier[/] serves at {server.address}; everything it keeps is in {folder}.")
             Tour(console, client, folder).go()
             if not exit_after and sys.stdout.isatty():
-                console.print(*_invitation(server.address), sep="\n")
-                server.wait()
+                _leave_up(console, server)
     except KeyboardInterrupt:
-        console.print("Stopped.")
+        console.print("Interrupted; the server is stopped.")
+        return 128 + signal.SIGINT
     except (LuthierClientError, ServerFailed, OSError) as error:
         output.print_error(console, "its own address", error)
         return 1
@@ -149,17 +153,21 @@ class Tour:
         for version in versions:
             name = output.short(version.name)
             folder = self._client.download_version(version.name, self._folder / "exports" / name.replace("/", "-"))
-            self._console.print(output.table("file", "size", rows=_sizes(folder), title=f"{name} in {folder}"))
             session = ort.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
-            self._console.print(f"takes {_signature(session.get_inputs())}", markup=False)
-            self._console.print(f"gives {_signature(session.get_outputs())}\n", markup=False)
+            self._say(f"{name} in {folder}")
+            self._console.print(output.table("file", "size", rows=_sizes(folder)))
+            self._say(f"takes {_signature(session.get_inputs())}")
+            self._say(f"gives {_signature(session.get_outputs())}\n")
 
     def _step(self, title: str) -> None:
-        self._console.print(f"\n[bold cyan]▸ {title}[/]")
+        self._console.print(f"\n[bold cyan]▸ {title}[/]", soft_wrap=True)
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False, soft_wrap=True)
 
     def _describe(self, version: DatasetVersion) -> None:
         parts = ", ".join(f"{version.num_examples[part]:,} {part}" for part in ("train", "validation", "test"))
-        self._console.print(f"{output.short(version.name)}: {parts} examples")
+        self._say(f"{output.short(version.name)}: {parts} examples")
 
     def _titles(self, title: str, prediction: Any) -> None:
         rows = [(item.title, item.score) for item in prediction.items]
@@ -186,7 +194,14 @@ def _signature(nodes: Sequence[Any]) -> str:
     return ", ".join(f"{node.name} {node.type.removeprefix('tensor')} {node.shape}" for node in nodes)
 
 
-def _invitation(address: str) -> list[RenderableType]:
+def _leave_up(console: Console, server: Server) -> None:
+    """Says what to try, and waits for Ctrl-C; raises ServerFailed where the server ends before."""
+    console.print(*_invitation(server.address), sep="\n")
+    with suppress(KeyboardInterrupt):
+        server.wait()
+
+
+def _invitation(address: str) -> list[str]:
     return [
         f"\nThe server stays up at [bold]{address}[/] until Ctrl-C. In another terminal:\n",
         f"  export LUTHIER_ADDRESS={address}",

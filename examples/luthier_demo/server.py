@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ END_S = 25.0
 """How long it may take to end in order; it lets calls in flight finish for up to 20 s."""
 
 _LISTENING = "listening on "
+SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
 class ServerFailed(Exception):
@@ -86,8 +88,13 @@ def _address(process: subprocess.Popen[bytes], log: Path) -> str:
 
 
 def _wait_until_serving(address: str) -> None:
+    deadline = time.monotonic() + START_S
     with grpc.insecure_channel(address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
-        for response in stub.Watch(health_pb2.HealthCheckRequest(), timeout=START_S, wait_for_ready=True):
-            if response.status == health_pb2.HealthCheckResponse.SERVING:
-                return
+        while (
+            said := stub.Check(health_pb2.HealthCheckRequest(), timeout=START_S, wait_for_ready=True)
+        ).status != SERVING:
+            if time.monotonic() > deadline:
+                status = health_pb2.HealthCheckResponse.ServingStatus.Name(said.status)
+                raise ServerFailed(f"the server still says {status} after {START_S:.0f} s")
+            time.sleep(0.1)

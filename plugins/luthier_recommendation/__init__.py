@@ -48,7 +48,7 @@ class Recommendation(Task):
         return tabular.split_by_hash(examples, split, key=("user", "item"))
 
     def validate(self, parts: Mapping[str, pa.Table]) -> Iterable[tuple[bool, DataProblem]]:
-        """Yields missing interactions, bad ids and weights; warns of repeated pairs and of strangers in the test part."""
+        """Yields missing interactions, bad ids and weights; warns of repeated pairs and strangers in the test part."""
         from luthier_recommendation import data
 
         return data.problems(parts)

@@ -1,13 +1,13 @@
 """The files of a bundle beside `model.onnx`: what was learnt from, in arrays that are mapped, not read.
 
-    model.json            algorithm, settings and sizes
-    users.json            ids, by index
-    items.json            ids, by index
-    titles.json           titles of the items by index, where the data set has titles
-    seen.indptr.npy       int64 [users + 1]: where each user's items begin in the next two
-    seen.indices.npy      int32: items of the users
-    seen.weights.npy      float32: their weights, where weights count
-    *.npy                 further arrays of the algorithm, see `queries`
+model.json            algorithm, settings and sizes
+users.json            ids, by index
+items.json            ids, by index
+titles.json           titles of the items by index, where the data set has titles
+seen.indptr.npy       int64 [users + 1]: where each user's items begin in the next two
+seen.indices.npy      int32: items of the users
+seen.weights.npy      float32: their weights, where weights count
+*.npy                 further arrays of the algorithm, see `queries`
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Files:
     def array(self, name: str) -> Array:
         """One of the arrays, mapped into memory."""
         # The base class, for slices of numpy.memmap cost microseconds each.
-        return np.load(self._directory / f"{name}.npy", mmap_mode="r").view(np.ndarray)
+        return np.asarray(np.load(self._directory / f"{name}.npy", mmap_mode="r"))
 
     def rows(self, name: str) -> Rows:
         """One of the sparse matrices."""

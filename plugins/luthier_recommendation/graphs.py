@@ -5,7 +5,7 @@ Both graphs take these inputs, with one row for each instance:
     k               int64    [batch, 1]           items wanted; the outputs have as many columns as the largest of them
     adjusted        int64    [batch, m]           items whose scores are changed; an item may be repeated
     adjustments     float32  [batch, m]           what is added to their scores: minus infinity excludes, 0 fills a row
-    mask            float32  [batch, 1 or items]  added to all scores: 0, and minus infinity where an allow list excludes
+    mask            float32  [batch, 1 or items]  added to all scores: 0, or minus infinity where an allow list excludes
 
 and give `items` int64 and `scores` float32, [batch, min(max k, items)], best first and the lower index first among
 equals. Excluded items may stand at the end of a row with a score of minus infinity.
@@ -48,9 +48,9 @@ def dense(matrix: Array, *, scaled: bool = False) -> onnx.ModelProto:
 def neighbours(ids: Array, weights: Array) -> onnx.ModelProto:
     """Scores are sums of the weights with which the history's items point to their neighbours.
 
-    `ids` [items, n] holds each item's neighbours, filled up with the number of items, `weights` [items, n] how near they
-    are. The inputs are `history` int64 [batch, h], filled up with the number of items, and `history_weights` float32
-    [batch, h]. Items that nothing points to are excluded.
+    `ids` [items, n] holds each item's neighbours, filled up with the number of items, `weights` [items, n] how near
+    they are. The inputs are `history` int64 [batch, h], filled up with the number of items, and `history_weights`
+    float32 [batch, h]. Items that nothing points to are excluded.
     """
     num_items, width = ids.shape
     constants = {
@@ -127,7 +127,13 @@ def _best(
     ]
     nodes = [
         *nodes,
-        node("ScatterElements", ["scores_of_items", "adjusted", "adjustments"], ["adjusted_scores"], axis=1, reduction="add"),
+        node(
+            "ScatterElements",
+            ["scores_of_items", "adjusted", "adjustments"],
+            ["adjusted_scores"],
+            axis=1,
+            reduction="add",
+        ),
         node("Add", ["adjusted_scores", "mask"], ["allowed_scores"]),
         node("ReduceMax", ["k"], ["largest_k"], keepdims=0),
         node("Min", ["largest_k", "most"], ["k_scalar"]),

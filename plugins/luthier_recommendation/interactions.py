@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from luthier_recommendation.data import rank_within
 
 Array = npt.NDArray[Any]
 
-CARVED = 0.2
+HELD_SHARE = 0.2
 """Share of each user's interactions that choose the settings where the data set has no validation part."""
 
 
@@ -34,6 +34,8 @@ class Interactions:
     """float32 [users, items]: summed weights, or 1 where weights do not count."""
     held: csr_matrix
     """The part of `all` that is held out to choose settings, of the same shape."""
+    is_drawn: bool
+    """Whether `held` was drawn, not given as the data set's validation part."""
 
     @classmethod
     def of(cls, parts: Mapping[str, pa.Table], *, use_weights: bool, seed: int) -> Interactions:
@@ -52,13 +54,18 @@ class Interactions:
         matrix = matrix[:, order].tocsr()
         matrix.sort_indices()
         in_train = np.arange(len(joined)) < len(tables[0])
-        if in_train.all():
-            is_held = _carve(matrix, seed)
+        is_drawn = bool(in_train.all())
+        if is_drawn:
+            is_held = _drawn(matrix, seed)
         else:
             train = csr_matrix((in_train.astype(np.int32), (rows, columns)), shape=shape)[:, order]
             entries = np.repeat(np.arange(shape[0]), np.diff(matrix.indptr)), matrix.indices
             is_held = np.asarray(train[entries]).ravel() == 0
-        return cls(users, [items[i] for i in order], matrix, _kept(matrix, is_held))
+        return cls(users, [items[i] for i in order], matrix, _kept(matrix, is_held), is_drawn)
+
+    def redrawn(self, seed: int) -> Interactions:
+        """The same with another share of each user's items held out."""
+        return replace(self, held=_kept(self.all, _drawn(self.all, seed)))
 
     @property
     def rest(self) -> csr_matrix:
@@ -79,11 +86,11 @@ def _codes(column: pa.ChunkedArray) -> tuple[list[str], Array]:
     return distinct.to_pylist(), pc.index_in(column, distinct).to_numpy()
 
 
-def _carve(matrix: csr_matrix, seed: int) -> Array:
+def _drawn(matrix: csr_matrix, seed: int) -> Array:
     """Marks a random share of each user's entries, rounded to the nearest number, halves down."""
     users = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
     ranks, sizes = rank_within(users, np.random.default_rng(seed).random(matrix.nnz))
-    return ranks < np.ceil(sizes * CARVED - 0.5)
+    return ranks < np.ceil(sizes * HELD_SHARE - 0.5)
 
 
 def _kept(matrix: csr_matrix, keep: Array) -> csr_matrix:

@@ -48,9 +48,9 @@ def relevant_items(examples: pa.Table) -> dict[str, set[str]]:
 def score(examples: pa.Table, predictions: Sequence[Prediction]) -> Evaluation:
     """Scores one prediction for each user of the examples, in the order of `relevant_items`.
 
-    `ndcg_at_10`, `precision_at_10` (over 10 places, filled or not), `recall_at_10` and `map_at_10` are means over users;
-    a user who was given nothing counts as 0. `coverage` is the share of items that stand in anyone's first 10, among
-    all items that occur in the examples or in those tens. `num_examples` counts users.
+    `ndcg_at_10`, `precision_at_10` (over 10 places, filled or not), `recall_at_10` and `map_at_10` are means over
+    users; a user who was given nothing counts as 0. `coverage` is the share of items that stand in anyone's first 10,
+    among all items that occur in the examples or in those tens. `num_examples` counts users.
     """
     sums = dict.fromkeys(("ndcg_at_10", "precision_at_10", "recall_at_10", "map_at_10"), 0.0)
     recommended: set[str] = set()

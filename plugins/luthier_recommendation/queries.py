@@ -53,8 +53,8 @@ class Queries(ABC):
 class EaseByUsers(Queries):
     """EASE where users are fewer than items: the query counts, for each user, the profile's items that he took.
 
-    `taken` holds the users of each item, `own_shares` float32 [items] what an item would add to its own score, which the
-    zero diagonal of EASE forbids.
+    `taken` holds the users of each item, `own_shares` float32 [items] what an item would add to its own score, which
+    the zero diagonal of EASE forbids.
     """
 
     def __init__(self, files: Files) -> None:
@@ -64,10 +64,12 @@ class EaseByUsers(Queries):
         self._own_shares = files.array("own_shares")
 
     def inputs(self, requests: Sequence[Request]) -> dict[str, Array]:
+        """`query` [batch, users]."""
         query = [self._taken.combined(request.items, request.weights, self._num_users) for request in requests]
         return {"query": np.asarray(query, dtype=np.float32)}
 
     def own_shares(self, request: Request) -> Array | None:
+        """In proportion to the weights."""
         return self._own_shares[request.items] * request.weights
 
 
@@ -75,6 +77,7 @@ class EaseByItems(Queries):
     """EASE where items are no more than users: the query is the profile."""
 
     def inputs(self, requests: Sequence[Request]) -> dict[str, Array]:
+        """`query` [batch, items]."""
         query = np.zeros((len(requests), self.num_items), dtype=np.float32)
         for row, request in zip(query, requests, strict=True):
             row[request.items] = request.weights
@@ -95,6 +98,7 @@ class Factors(Queries):
         self._inverse_norms = files.array("inverse_norms")
 
     def inputs(self, requests: Sequence[Request]) -> dict[str, Array]:
+        """`query` [batch, f], and `scale` [batch, 1], or [batch, items] where similar items are asked for."""
         query = np.asarray([self._query(request) for request in requests], dtype=np.float32)
         scale = np.ones((len(requests), 1), dtype=np.float32)
         similar = [request.similar for request in requests]
@@ -105,9 +109,9 @@ class Factors(Queries):
     def _query(self, request: Request) -> Array:
         if request.similar:
             item = request.items[0]
-            return self._item_factors[item] * self._inverse_norms[item]
+            return np.asarray(self._item_factors[item] * self._inverse_norms[item])
         if request.user != NO_USER:
-            return self._user_factors[request.user]
+            return np.asarray(self._user_factors[request.user])
         if not request.items.size:
             return np.zeros(self._item_factors.shape[1])
         return self._fold_in(self._item_factors[request.items].astype(np.float64), request.weights)
@@ -135,8 +139,8 @@ class Als(Factors):
 class Bpr(Factors):
     """BPR, whose last factor is the item's bias and 1 for each user.
 
-    BPR has no closed form for a user. A profile is folded in by `fold_in` float64 [f + 1, f], the least-squares map from the
-    mean factors of the known users' items to those users' factors.
+    BPR has no closed form for a user. A profile is folded in by `fold_in` float64 [f + 1, f], the least-squares map
+    from the mean factors of the known users' items to those users' factors.
     """
 
     def __init__(self, files: Files) -> None:
@@ -151,6 +155,7 @@ class Neighbours(Queries):
     """BM25: the graph is given the profile itself."""
 
     def inputs(self, requests: Sequence[Request]) -> dict[str, Array]:
+        """`history` and `history_weights` [batch, longest profile]."""
         width = max([1, *(len(request.items) for request in requests)])
         history = np.full((len(requests), width), self.num_items, dtype=np.int64)
         weights = np.zeros((len(requests), width), dtype=np.float32)
@@ -166,6 +171,7 @@ class Popularity(Queries):
     answers_similar = False
 
     def inputs(self, requests: Sequence[Request]) -> dict[str, Array]:
+        """`query` [batch, 1] of ones."""
         return {"query": np.ones((len(requests), 1), dtype=np.float32)}
 
 

@@ -82,10 +82,12 @@ class _Reference:
         return -1 if adds else user
 
     def _ranked(self, instance: Instance | SimilarItemsInstance, scores: Array, profile: csr_matrix) -> Prediction:
-        is_recommend = isinstance(instance, Instance)
-        if is_recommend and not profile.nnz:
-            return Prediction(unknown_items=instance.history)
-        if not (is_recommend and instance.include_seen):
+        history, include_seen = (
+            (instance.history, instance.include_seen) if isinstance(instance, Instance) else ((), False)
+        )
+        if not profile.nnz:
+            return Prediction(unknown_items=history)
+        if not include_seen:
             scores[profile.indices] = -np.inf
         if instance.allow:
             allowed = [self._items[item] for item in instance.allow if item in self._items]
@@ -99,5 +101,5 @@ class _Reference:
                 for i in best
                 if scores[i] != -np.inf
             ],
-            unknown_items=[item for item in instance.history if item not in self._items] if is_recommend else (),
+            unknown_items=[item for item in history if item not in self._items],
         )

@@ -22,8 +22,8 @@ _IDS = {"als": Algorithm.ALGORITHM_ALS, "bpr": Algorithm.ALGORITHM_BPR}
 def begin(run: Run, interactions: Interactions) -> tuple[Choice, Start]:
     """Takes algorithm and settings from the base where the config leaves them open, and its factors for shared ids.
 
-    Raises InvalidArgument for `base` where it is no earlier ALS or BPR model, and for settings of the config that differ
-    from what its factors are.
+    Raises InvalidArgument for `base` where it is no earlier ALS or BPR model, and where the config names another
+    algorithm or number of factors.
     """
     assert run.base is not None
     base = Files(run.base)

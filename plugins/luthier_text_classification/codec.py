@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tokenizers import Tokenizer
+
 from luthier.task import Codec, InvalidArgument
 from luthier.tasks.text_classification.v1 import text_classification_pb2 as pb
-from tokenizers import Tokenizer
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message

@@ -106,7 +106,7 @@ def digest_of(task: str, parts: Mapping[str, pa.Table]) -> str:
     nor how Arrow chunks a column come into it. Parts are ordered as they are stored: train, validation, test, extras.
     """
     shape = [
-        [name, table.num_rows, [[field.name, str(field.type)] for field in table.schema]]
+        [name, table.num_rows, [[field.name, _name(field.type)] for field in table.schema]]
         for name, table in parts.items()
     ]
     hash = hashlib.sha256(json.dumps(["luthier.dataset.v1", task, shape]).encode() + b"\n")
@@ -114,6 +114,15 @@ def digest_of(task: str, parts: Mapping[str, pa.Table]) -> str:
         for column in table.columns:
             _feed(hash.update, column)
     return hash.hexdigest()
+
+
+def _name(kind: pa.DataType) -> str:
+    """A type's name in the digest; Arrow's own would tell how it is stored, and changes when it is."""
+    if pa.types.is_struct(kind):
+        return f"record<{', '.join(f'{field.name}: {_name(field.type)}' for field in kind)}>"
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return f"list<{_name(kind.value_type)}>"
+    return str(kind).removeprefix("large_")
 
 
 def _feed(update: Callable[[Any], None], column: pa.ChunkedArray) -> None:
@@ -177,7 +186,7 @@ def _plan(task: Task, files: Sequence[DataFile], split: Split) -> _Plan:
         violations[f"files[{index}].role"] = (
             "other files say which part they are, so this one must: train, for instance"
         )
-    elif not roles & {"", "train"}:
+    elif not violations and not roles & {"", "train"}:
         violations["files"] = "there is no file to train from"
     given = roles & {"validation", "test"}
     if given:

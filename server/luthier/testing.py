@@ -92,7 +92,8 @@ class TaskConformance(ABC):
     """Instances beside those of the test part that have to be answered alike by model and bundle, alone and in batches:
     the empty, the very long, the unknown."""
     loss: ClassVar[str | None] = "loss"
-    """The reported metric that has to fall over the run; None where training has none, as in closed form."""
+    """The reported metric that has to fall over the run, such as `validation/loss` where the training loss is reported
+    by the clock; None where training has none, as in closed form."""
     trivial_score: ClassVar[float | None] = None
     """The primary metric of a trivial model, which the tuned one has to beat. Needed where `loss` is None."""
     tolerance: ClassVar[float] = 1e-4

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from acme_regression import RegressionTask
 from acme_regression.v1 import regression_pb2 as pb
+
 from luthier import plugins
 from luthier.task import DataFile
 from luthier.testing import TaskConformance

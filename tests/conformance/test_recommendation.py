@@ -2,6 +2,8 @@ import random
 from collections.abc import Mapping
 
 import pyarrow as pa
+import pytest
+
 from luthier.tasks.recommendation.v1 import recommendation_pb2 as pb
 from luthier.testing import TaskConformance
 from luthier_recommendation import TITLES, Recommendation
@@ -27,6 +29,10 @@ def interactions(pairs: list[tuple[str, str]]) -> pa.Table:
     return pa.table({"user": users, "item": items, "weight": [1.0] * len(pairs), "time": times})
 
 
+# implicit warns of the form of a matrix that it made itself (nearest_neighbours.py, BM25Recommender.fit).
+pytestmark = pytest.mark.filterwarnings("ignore:Method expects CSR input")
+
+
 class RecommendationConformance(TaskConformance):
     """Common to the algorithms."""
 
@@ -47,8 +53,8 @@ class RecommendationConformance(TaskConformance):
         pb.Instance(user="reader-2", allow=ITEMS[:5], deny=ITEMS[2:3]),
         pb.Instance(user="reader-2", allow=["a book nobody knows"]),
     )
-    trivial_score = 0.35
-    """Popularity ranks every taste alike: its nDCG at 10 is 0.3 here."""
+    trivial_score = 0.3
+    """Popularity, which serves every taste alike, reaches an nDCG at 10 of 0.17 here."""
 
     @classmethod
     def parts(cls) -> Mapping[str, pa.Table]:
@@ -74,7 +80,7 @@ class TestBm25(RecommendationConformance):
 
 
 class TestBpr(RecommendationConformance):
-    config = pb.Config(algorithm=pb.ALGORITHM_BPR, factors=8, regularization=0.01, iterations=50)
+    config = pb.Config(algorithm=pb.ALGORITHM_BPR, factors=8, regularization=0.01, iterations=500)
 
 
 class TestAuto(RecommendationConformance):

@@ -4,10 +4,11 @@ from pathlib import Path
 
 # What the runs inside this process share; each would import the rest anew.
 import acme_regression  # noqa: F401
-import luthier.testing  # noqa: F401
 import onnx  # noqa: F401
 import pyarrow.parquet  # noqa: F401
 import pytest
+
+import luthier.testing  # noqa: F401
 
 pytest_plugins = ["pytester"]
 

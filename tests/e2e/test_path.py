@@ -327,7 +327,7 @@ def test_an_upload_that_breaks_its_promise_is_refused(server: Server) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         stub.UploadFiles(iter(messages))
     assert status_of(caught.value).code == code_pb2.DATA_LOSS
-    header.filename = "../a.csv"
+    messages[0].header.filename = "../a.csv"
     with pytest.raises(grpc.RpcError) as caught:
         stub.UploadFiles(iter(messages))
     assert status_of(caught.value).code == code_pb2.INVALID_ARGUMENT

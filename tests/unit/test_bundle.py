@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from luthier import bundle
 from luthier.errors import DataLoss, FailedPrecondition
 

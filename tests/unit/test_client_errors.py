@@ -11,6 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
+
 from inprocess import serving
 from luthier.v1 import task_pb2, task_pb2_grpc
 from luthier.v1.dataset_pb2 import DataProblem

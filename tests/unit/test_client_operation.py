@@ -13,6 +13,7 @@ import pytest
 from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.protobuf.empty_pb2 import Empty
 from google.rpc import code_pb2, status_pb2
+
 from inprocess import serving
 from luthier.v1 import operation_pb2_grpc
 from luthier.v1.model_pb2 import ModelVersion

@@ -18,6 +18,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+
 from inprocess import serving
 from luthier.v1 import (
     dataset_pb2,
@@ -155,12 +156,17 @@ def test_a_config_is_made_of_its_fields(client: Client, stranger: Stranger, flav
 
 
 @pytest.mark.parametrize(
-    ("config", "why"), [({"epoch": 3}, "epoch"), ({"epochs": "three"}, "epochs"), ({"flavor": "sour"}, "flavor")]
+    ("config", "field", "why"),
+    [
+        ({"epoch": 3}, "config.epoch", "there are epochs, rate, flavor"),
+        ({"epochs": "three"}, "config", "epochs"),
+        ({"flavor": "sour"}, "config", "flavor"),
+    ],
 )
-def test_a_config_that_does_not_hold(client: Client, config: dict[str, object], why: str) -> None:
+def test_a_config_that_does_not_hold(client: Client, config: dict[str, object], field: str, why: str) -> None:
     with pytest.raises(errors.InvalidArgument, match=why) as caught:
         client.fine_tune("tea", task="stranger", dataset="teas", config=config)
-    assert list(caught.value.violations) == ["config"]
+    assert list(caught.value.violations) == [field]
 
 
 def test_a_retry_after_unavailable_is_the_same_request(client: Client, stranger: Stranger) -> None:

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
+
 from luthier.v1.model_pb2 import BundleFile, DownloadVersionResponse
 from luthier_client.errors import DataLoss
 from luthier_client.transfer import CHUNK_BYTES, Download, upload_header, upload_messages

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 import pytest
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2
+
 from luthier import errors
 from luthier.v1.dataset_pb2 import DataProblem
 

@@ -3,6 +3,7 @@ import math
 import pytest
 from acme_regression.v1 import regression_pb2
 from google.protobuf.message import Message
+
 from luthier import fields
 from luthier.errors import InvalidArgument
 from luthier.tasks.recommendation.v1 import recommendation_pb2

@@ -4,6 +4,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+
 from luthier import plugins
 from luthier.errors import NotFound
 

@@ -373,7 +373,8 @@ def test_nothing_splits_into_nothing():
 
 def test_the_hash_is_pinned_and_the_same_in_other_processes():
     code = (
-        "import json, pyarrow as pa; from luthier.tabular import split_by_hash; from luthier.v1.dataset_pb2 import Split;"
+        "import json, pyarrow as pa; from luthier.tabular import split_by_hash;"
+        "from luthier.v1.dataset_pb2 import Split;"
         "t = pa.table({'text': [f'Text {i}' for i in range(40)], 'x': [i / 3 for i in range(40)],"
         "'y': [[i, 1] for i in range(40)], 'z': [bytes([i]) for i in range(40)]});"
         "print(json.dumps([int(r[5:]) for n in ('validation', 'test')"

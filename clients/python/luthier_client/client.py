@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.protobuf.message import Message
+
 from luthier.v1 import (
     base_pb2,
     base_pb2_grpc,
@@ -24,7 +25,6 @@ from luthier.v1 import (
     task_pb2,
     task_pb2_grpc,
 )
-
 from luthier_client import channels, names, requests, transfer
 from luthier_client.errors import translated
 from luthier_client.operation import Operation

@@ -30,6 +30,7 @@ import grpc
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
+
 from luthier.v1.dataset_pb2 import DataProblem
 
 M = TypeVar("M", bound=Message)

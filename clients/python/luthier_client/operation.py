@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 import grpc
 from google.longrunning import operations_pb2
 from google.protobuf.message import Message
+
 from luthier.v1 import base_pb2, dataset_pb2, evaluation_pb2, model_pb2
 from luthier.v1.operation_pb2 import OperationEvent, OperationMetadata, WatchOperationRequest
-
 from luthier_client import errors
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ from typing import Any
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
+
 from luthier.v1.dataset_pb2 import CreateDatasetRequest, DatasetFile, Split, Upload
 from luthier.v1.evaluation_pb2 import EvaluateRequest
 from luthier.v1.model_pb2 import FineTuneRequest, Model
 from luthier.v1.prediction_pb2 import PredictRequest, PredictResponse
 from luthier.v1.task_pb2 import Task, TaskMethod
-
 from luthier_client import names
 from luthier_client.errors import InvalidArgument, NotFound
 from luthier_client.schema import Schema

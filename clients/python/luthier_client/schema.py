@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Mapping
 from typing import Any, cast
@@ -47,8 +48,13 @@ class Schema:
         Raises InvalidArgument, with `where` (such as `config` or `instances[0]`) for the path of what is wrong.
         """
         message = self.message_class(full_name)()
+        descriptor = descriptor_of(message)
+        known = {name for field in descriptor.fields for name in (field.name, field.json_name)}
+        if unknown := [name for name in values if name not in known]:
+            why = f"no such field; there are {', '.join(field.name for field in descriptor.fields)}"
+            raise InvalidArgument(f"{where}: {why}", violations={f"{where}.{name}": why for name in unknown})
         try:
-            json_format.ParseDict(_spell_out(descriptor_of(message), values), message)
+            json_format.ParseDict(_spell_out(descriptor, values), message)
         except json_format.ParseError as error:
             raise InvalidArgument(f"{where}: {error}", violations={where: str(error)}) from error
         return message
@@ -79,13 +85,15 @@ def descriptor_of(message: Message | type[Message]) -> Descriptor:
     return cast(Descriptor, message.DESCRIPTOR)
 
 
+def enum_prefix(full_name: str) -> str:
+    """What the values of an enum begin with by protobuf's style guide: `ALGORITHM_` for `Algorithm`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", full_name.rpartition(".")[2]).upper() + "_"
+
+
 def enum_name(enum: EnumDescriptor, text: str) -> str:
-    """The name of an enum's value that is given in full, or without the prefix that all its values share."""
-    wanted = text.upper()
-    for name in enum.values_by_name:
-        if name == wanted or name.endswith(f"_{wanted}"):
-            return str(name)
-    return text
+    """The name of an enum's value that is given in full or without its prefix, in any case."""
+    prefixed = enum_prefix(enum.full_name) + text.upper()
+    return prefixed if prefixed in enum.values_by_name else text.upper()
 
 
 def _spell_out(descriptor: Descriptor, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from types import TracebackType
 
 from luthier.v1.dataset_pb2 import UploadFilesRequest, UploadHeader
 from luthier.v1.model_pb2 import BundleFile, DownloadVersionResponse
-
 from luthier_client.errors import DataLoss
 
 CHUNK_BYTES = 512 * 1024

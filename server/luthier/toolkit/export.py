@@ -6,7 +6,9 @@ from pathlib import Path
 
 import onnxruntime as ort
 import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import nn
+from torch.export import Dim
 
 from luthier.errors import ParityFailed
 from luthier.task import MODEL_FILE
@@ -16,32 +18,32 @@ def export_onnx(
     module: nn.Module,
     inputs: Mapping[str, torch.Tensor],
     outputs: Sequence[str],
-    dynamic: Mapping[int, str],
+    dynamic: Mapping[int, Dim],
     directory: Path,
 ) -> Path:
     """Writes a module in evaluation mode to `model.onnx`, weights included, and returns the file's path.
 
-    `inputs` are example tensors by the names of `forward`'s parameters, in their order; `dynamic` names the axes, from
-    0, that may have any length in all of them. An axis of length 1 in the example would be taken as fixed: give 2 or
-    more.
+    `inputs` are example tensors by the names of `forward`'s parameters, in their order; `dynamic` gives, by its number
+    from 0, each axis that may have another length in all of them. An axis of length 1 in the example would be taken as
+    fixed: give 2 or more.
     """
     path = directory / MODEL_FILE
-    shapes = {name: {axis: torch.export.Dim(label) for axis, label in dynamic.items()} for name in inputs}
     with warnings.catch_warnings(), torch.inference_mode():
         # Axes of several inputs share a name on purpose.
         warnings.filterwarnings("ignore", message=r"# The axis name: \w+ will not be used", category=UserWarning)
-        torch.onnx.export(
+        program = torch.onnx.export(
             module,
-            (),
-            path,
             kwargs=dict(inputs),
             input_names=list(inputs),
             output_names=list(outputs),
-            dynamic_shapes=shapes,
+            dynamic_shapes={name: dict(dynamic) for name in inputs},
             dynamo=True,
-            external_data=False,
             verbose=False,
         )
+    assert program is not None, "the dynamo exporter returns a program where it is given no file"
+    # The exporter notes with each operator the stack it came from, with the paths of this machine.
+    ClearMetadataAndDocStringPass()(program.model)
+    program.save(path, external_data=False)
     return path
 
 
@@ -53,12 +55,13 @@ def check_onnx(path: Path, module: nn.Module, batches: Iterable[Mapping[str, tor
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    worst = 0.0
+    differences = []
     for batch in batches:
         with torch.inference_mode():
             expected = module(**batch).cpu()
         (output,) = session.run(None, {name: tensor.cpu().numpy() for name, tensor in batch.items()})
-        worst = max(worst, (torch.from_numpy(output) - expected).abs().max().item())
-    if not worst <= tolerance:
+        differences.append((torch.from_numpy(output) - expected).abs().max())
+    worst = torch.stack(differences).max().item()
+    if not worst <= tolerance:  # So that NaN is refused too.
         raise ParityFailed(f"the exported model differs from the trained one by {worst:.2g}, over {tolerance:g}")
     return worst

@@ -1,6 +1,7 @@
 """A plugin with a task id that no resource name can hold."""
 
 from acme_regression import RegressionTask
+
 from luthier.hookspecs import hookimpl
 
 

@@ -1,6 +1,7 @@
 """A plugin whose service lacks the fields that the server fills."""
 
 from acme_regression import RegressionTask
+
 from luthier.hookspecs import hookimpl
 from luthier.v1 import task_pb2
 

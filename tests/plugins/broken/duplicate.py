@@ -1,6 +1,7 @@
 """A plugin that brings a task id that is there already, and one that is not."""
 
 from acme_regression import RegressionTask
+
 from luthier.hookspecs import hookimpl
 
 

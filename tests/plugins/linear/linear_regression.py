@@ -5,6 +5,7 @@ import json
 import numpy as np
 from acme_regression import RegressionCodec, RegressionTask
 from acme_regression.v1 import regression_pb2 as pb
+
 from luthier.hookspecs import hookimpl
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +29,8 @@ def root(
     """Notes the options given before the command."""
     ctx.obj = Globals(address, json)
     if version:
+        import importlib.metadata  # It takes longer than most commands.
+
         print(importlib.metadata.version("luthier"))
         raise typer.Exit
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import typer
-from luthier.v1.task_pb2 import TaskField
 from rich.table import Table
 
+from luthier.v1.task_pb2 import TaskField
 from luthier_client.cli import output
 from luthier_client.cli.progress import follow
 from luthier_client.cli.session import Session, command
+from luthier_client.schema import enum_prefix
 
 tasks = typer.Typer(help="The kinds of work that models can be tuned for.", no_args_is_help=True)
 bases = typer.Typer(help="The pretrained models that fine-tuning starts from.", no_args_is_help=True)
@@ -88,13 +89,18 @@ def fields(title: str, described: Iterable[TaskField]) -> Table:
         rows=[
             (
                 field.field,
-                " | ".join(field.choices) or field.type,
-                "required" if field.required else field.default,
+                [short_choice(field, choice) for choice in field.choices] or field.type,
+                "required" if field.required else short_choice(field, field.default),
                 field.help,
             )
             for field in described
         ],
     )
+
+
+def short_choice(field: TaskField, value: str) -> str:
+    """A value as `--set` takes it: of an enum, `ease` for `ALGORITHM_EASE`."""
+    return value.removeprefix(enum_prefix(field.type)).lower() if field.choices else value
 
 
 @command(bases, "list")

@@ -7,16 +7,14 @@ from typing import Annotated
 
 import typer
 from google.protobuf.json_format import MessageToDict
-from luthier.v1.dataset_pb2 import DatasetVersion, Split
 
-from luthier_client.cli import output
+from luthier.v1.dataset_pb2 import DatasetVersion, Split
+from luthier_client.cli import output, statistics
 from luthier_client.cli.progress import follow
 from luthier_client.cli.session import Session, WrongUse, command
+from luthier_client.cli.statistics import PARTS
 
 datasets = typer.Typer(help="Data sets: named series of immutable versions.", no_args_is_help=True)
-
-InputFile = Annotated[Path | None, typer.Option(exists=True, dir_okay=False)]
-PARTS = ("train", "validation", "test")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -117,6 +115,7 @@ def delete(session: Session, name: str) -> None:
 
 def show_version(session: Session, version: DatasetVersion) -> None:
     """Prints a version: counts, statistics, warnings."""
+    found = MessageToDict(version.statistics)
     session.show(
         session.document(version),
         output.facts(
@@ -127,10 +126,11 @@ def show_version(session: Session, version: DatasetVersion) -> None:
                 "split": split_text(version.split),
                 "size": output.size(version.size_bytes),
                 "digest": version.digest[:16],
-                **MessageToDict(version.statistics),
+                **statistics.values(found),
             }
         ),
-        *([output.problems(version.warnings)] if version.warnings else []),
+        *statistics.tables(found),
+        *([output.problems(version.warnings, "Warnings")] if version.warnings else []),
     )
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from luthier.v1.evaluation_pb2 import ClassScores, ConfusionMatrix, Evaluation
 from rich.table import Table
 
+from luthier.v1.evaluation_pb2 import ClassScores, ConfusionMatrix, Evaluation
 from luthier_client.cli import output
 from luthier_client.cli.progress import follow
 from luthier_client.cli.session import Session, command

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from luthier.v1.model_pb2 import ModelVersion
 from rich.table import Table
 
+from luthier.v1.model_pb2 import ModelVersion
 from luthier_client import names
 from luthier_client.cli import output
 from luthier_client.cli.session import Session, command

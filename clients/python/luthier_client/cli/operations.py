@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import typer
-from luthier.v1.operation_pb2 import OperationMetadata
 
+from luthier.v1.operation_pb2 import OperationMetadata
 from luthier_client.cli import output
 from luthier_client.cli.progress import follow, pace
 from luthier_client.cli.session import Session, command

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from luthier.v1.dataset_pb2 import DataProblem
 from luthier_client.errors import LuthierClientError, OperationFailed, Unreachable
 
 MAX_PROBLEMS = 20
@@ -21,7 +22,14 @@ MAX_PROBLEMS = 20
 
 def table(*columns: str, rows: Iterable[Sequence[object]], title: str = "") -> Table:
     """A table; numbers stand at the right."""
-    drawn = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold", pad_edge=False)
+    drawn = Table(
+        box=box.SIMPLE_HEAD,
+        title=title or None,
+        title_justify="left",
+        title_style="bold",
+        show_edge=False,
+        pad_edge=False,
+    )
     cells = [list(row) for row in rows]
     for index, name in enumerate(columns):
         numbers = bool(cells) and all(isinstance(row[index], int | float) for row in cells)
@@ -98,15 +106,18 @@ def print_error(console: Console, address: str, error: Exception) -> None:
     """Says what went wrong in a line, and below it each thing to put right."""
     match error:
         case Unreachable():
-            problem = f"no server answers at {address}: {error.message}"
-            console.print(f"[bold red]error:[/] {escape(problem)}")
+            _print_head(console, f"no server answers at {address}: {error.message}")
             console.print("Start one with `luthier serve`, or name another with --address or LUTHIER_ADDRESS.")
         case LuthierClientError():
             _print_luthier_error(console, error)
         case OSError() if error.filename:
-            console.print(f"[bold red]error:[/] {escape(f'{error.filename}: {error.strerror}')}")
+            _print_head(console, f"{error.filename}: {error.strerror}")
         case _:
-            console.print(f"[bold red]error:[/] {escape(str(error))}")
+            _print_head(console, str(error))
+
+
+def _print_head(console: Console, text: str) -> None:
+    console.print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
 
 
 def _print_luthier_error(console: Console, error: LuthierClientError) -> None:
@@ -116,22 +127,23 @@ def _print_luthier_error(console: Console, error: LuthierClientError) -> None:
         head = f"{len(error.problems)} problem{'s' if len(error.problems) > 1 else ''} in the data"
     elif error.violations:
         head = "the request is not valid"
-    console.print(f"[bold red]error:[/] {escape(operation + head)}")
+    _print_head(console, operation + head)
     if error.problems:
         console.print(problems(error.problems))
         return
     for field, why in error.violations.items():
-        console.print(f"  • [bold]{escape(field)}[/]: {escape(why)}")
+        console.print(f"  • [bold]{escape(field)}[/]: {escape(why)}", soft_wrap=True)
 
 
-def problems(found: Sequence[Any]) -> Table:
-    """DataProblems as a table, cut after the first ones."""
+def problems(found: Sequence[DataProblem], title: str = "") -> Table:
+    """Problems as a table, cut after the first ones."""
     drawn = table(
         "file",
         "row",
         "field",
         "problem",
         "times",
+        title=title,
         rows=[
             (problem.file, problem.row or "", problem.field, problem.message, problem.count or 1)
             for problem in found[:MAX_PROBLEMS]

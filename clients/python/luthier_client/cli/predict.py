@@ -11,10 +11,10 @@ import typer
 from google.protobuf import json_format
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message_factory import GetMessageClass
-from luthier.v1.task_pb2 import TaskMethod
 from rich.console import RenderableType
 from rich.text import Text
 
+from luthier.v1.task_pb2 import TaskMethod
 from luthier_client import requests
 from luthier_client.cli import output
 from luthier_client.cli.session import Session, WrongUse, command

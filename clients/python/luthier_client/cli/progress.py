@@ -8,12 +8,12 @@ from typing import TypeVar
 
 import typer
 from google.protobuf.message import Message
-from luthier.v1.operation_pb2 import OperationEvent, OperationMetadata
-from luthier.v1.operation_pb2 import Progress as Step
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from luthier.v1.operation_pb2 import OperationEvent, OperationMetadata
+from luthier.v1.operation_pb2 import Progress as Step
 from luthier_client.cli.output import number
 from luthier_client.cli.session import Session
 from luthier_client.operation import Operation
@@ -51,7 +51,8 @@ class LiveBars:
             SpinnerColumn(finished_text="[green]✓[/]"),
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[steps]}"),
+            TimeElapsedColumn(),
             TextColumn("[dim]{task.fields[rate]}[/]"),
             TextColumn("{task.fields[metrics]}"),
             console=console,
@@ -88,7 +89,13 @@ class LiveBars:
     def _step(self, step: Step) -> None:
         if step.stage != self._stage:
             self._enter(step.stage)
-        self._progress.update(self._stages[self._stage], completed=step.step, total=step.total or None, rate=pace(step))
+        self._progress.update(
+            self._stages[self._stage],
+            completed=step.step,
+            total=step.total or None,
+            steps=f"{step.step:,}/{step.total:,}" if step.total > 1 else "",
+            rate=pace(step),
+        )
 
     def _enter(self, stage: str) -> None:
         """Completes the stage before and begins, or goes on with, another."""
@@ -96,7 +103,7 @@ class LiveBars:
         self._stage = stage
         self._metrics.clear()
         if stage not in self._stages:
-            self._stages[stage] = self._progress.add_task(escape(stage), total=None, rate="", metrics="")
+            self._stages[stage] = self._progress.add_task(escape(stage), total=None, steps="", rate="", metrics="")
 
     def _complete(self) -> None:
         if self._stage in self._stages:

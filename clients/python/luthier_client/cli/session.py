@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,10 +23,11 @@ from luthier_client.errors import InvalidArgument, LuthierClientError, Operation
 FAILED = 1
 WRONG_USE = 2
 
+ADDRESS_VARIABLE = "LUTHIER_ADDRESS"
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
 AddressOption = Annotated[
-    str | None, typer.Option("--address", envvar="LUTHIER_ADDRESS", help=f"The server's host:port. [{DEFAULT_ADDRESS}]")
+    str | None, typer.Option("--address", help=f"The server's host:port. [${ADDRESS_VARIABLE}, or {DEFAULT_ADDRESS}]")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document, for scripts.")]
 
@@ -58,7 +60,10 @@ class Session:
             json.dump(data, sys.stdout, ensure_ascii=False, indent=2)
             sys.stdout.write("\n")
         else:
-            self.out.print(*readable, sep="\n")
+            for index, part in enumerate(readable):
+                if index:
+                    self.out.print()
+                self.out.print(part)
 
     def note(self, text: str) -> None:
         """Says something to people on the side."""
@@ -77,10 +82,15 @@ def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Call
         @functools.wraps(function)
         def run(*, ctx: typer.Context, address: str | None, json: bool, **arguments: Any) -> None:
             given: Globals = ctx.obj or Globals()
-            session = Session(address or given.address or DEFAULT_ADDRESS, json=json or given.json)
+            # The variable comes last: an option before the command counts for more than the environment.
+            chosen = address or given.address or os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS
+            session = Session(chosen, json=json or given.json)
             with session.client:
                 try:
                     function(session, **arguments)
+                except BrokenPipeError:
+                    # Whoever read the output has enough; typer ends quietly.
+                    raise
                 except (LuthierClientError, WrongUse, OSError) as error:
                     output.print_error(session.err, session.address, error)
                     raise typer.Exit(status_of(error)) from error

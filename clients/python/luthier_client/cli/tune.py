@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
+
 from luthier.v1.model_pb2 import ModelVersion
 from luthier.v1.task_pb2 import Task, TaskField
-
 from luthier_client.cli import output
 from luthier_client.cli.catalogue import fields
 from luthier_client.cli.datasets import pairs

@@ -2,10 +2,9 @@
 
 import math
 
+from acme_regression.v1 import regression_pb2 as pb
 from luthier.hookspecs import hookimpl
 from luthier.task import Codec, DataProblem, Evaluation, InvalidArgument, Task
-
-from acme_regression.v1 import regression_pb2 as pb
 
 
 class RegressionTask(Task):
