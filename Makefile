@@ -6,6 +6,8 @@ GENERATOR ?= .tools/protos
 export LUTHIER_REALDATA ?= ../shared
 # Further arguments of `luthier demo`, pytest or a benchmark.
 ARGS ?=
+# The benchmark that `make bench` runs: training or footprint.
+NAME ?= training
 
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -31,7 +33,7 @@ protos:
 	tools/protos.sh $(GENERATOR)
 
 bench: $(VENV)/.dev
-	for benchmark in benchmarks/*.py; do $(BIN)/python $$benchmark $(ARGS) || exit 1; done
+	$(BIN)/python benchmarks/$(NAME).py $(ARGS)
 
 # Pins what the environment holds now; update it first, with pip.
 constraints: $(VENV)/.dev

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from luthier.v1 import prediction_pb2, prediction_pb2_grpc
 from luthier_client import Client
 

@@ -21,6 +21,7 @@ from google.protobuf.message import Message
 from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
+
 from luthier.v1 import dataset_pb2, dataset_pb2_grpc, model_pb2, model_pb2_grpc
 from luthier.v1.dataset_pb2 import DatasetVersion
 from luthier.v1.model_pb2 import ModelVersion

@@ -125,13 +125,13 @@ class Tour:
         """Prints metrics of versions side by side."""
         rows = [[metric, *(version.metrics[metric] for version in versions)] for metric in metrics]
         names = (output.short(version.name) for version in versions)
-        self._console.print(output.table("metric on test", *names, rows=rows, title=title))
+        self._table("metric on test", *names, rows=rows, title=title)
 
     def _classify(self, beer: ModelVersion) -> None:
         self._step("Predictions: reviews")
         predictions = self._client.predict(output.short(beer.name), [{"text": text} for text in NEW_REVIEWS])
         rows = [(p.label, p.score, text) for p, text in zip(predictions, NEW_REVIEWS, strict=True)]
-        self._console.print(output.table("sentiment", "probability", "review", rows=rows))
+        self._table("sentiment", "probability", "review", rows=rows)
 
     def _recommend(self, books: ModelVersion) -> None:
         from luthier_demo import bookshop
@@ -154,10 +154,10 @@ class Tour:
             name = output.short(version.name)
             folder = self._client.download_version(version.name, self._folder / "exports" / name.replace("/", "-"))
             session = ort.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
-            self._say(f"{name} in {folder}")
-            self._console.print(output.table("file", "size", rows=_sizes(folder)))
+            self._say(f"\n{name} in {folder}")
+            self._table("file", "size", rows=_sizes(folder))
             self._say(f"takes {_signature(session.get_inputs())}")
-            self._say(f"gives {_signature(session.get_outputs())}\n")
+            self._say(f"gives {_signature(session.get_outputs())}")
 
     def _step(self, title: str) -> None:
         self._console.print(f"\n[bold cyan]▸ {title}[/]", soft_wrap=True)
@@ -165,13 +165,17 @@ class Tour:
     def _say(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)
 
+    def _table(self, *columns: str, rows: Sequence[Sequence[object]], title: str = "") -> None:
+        self._console.print()
+        self._console.print(output.table(*columns, rows=rows, title=title))
+
     def _describe(self, version: DatasetVersion) -> None:
         parts = ", ".join(f"{version.num_examples[part]:,} {part}" for part in ("train", "validation", "test"))
         self._say(f"{output.short(version.name)}: {parts} examples")
 
     def _titles(self, title: str, prediction: Any) -> None:
         rows = [(item.title, item.score) for item in prediction.items]
-        self._console.print(output.table("book", "score", rows=rows, title=title))
+        self._table("book", "score", rows=rows, title=title)
 
     def _follow(self, operation: Operation[R]) -> R:
         """Shows an operation's progress, and returns its response."""

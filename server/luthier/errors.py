@@ -81,7 +81,11 @@ class InvalidData(InvalidArgument):
     shown = 20
 
     def __init__(self, problems: Sequence[DataProblem]) -> None:
-        super().__init__({where(problem): problem.message for problem in problems})
+        violations: dict[str, str] = {}
+        for problem in problems:
+            place = where(problem)
+            violations[place] = f"{violations[place]}; {problem.message}" if place in violations else problem.message
+        super().__init__(violations)
         self.problems = list(problems)
         count = len(self.problems)
         head = "; ".join(f"{where(problem)}: {problem.message}" for problem in self.problems[: self.shown])

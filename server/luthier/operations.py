@@ -6,6 +6,7 @@ as the next attempt; whatever the former one still does is refused, because ever
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,12 +21,20 @@ from google.rpc import code_pb2, status_pb2
 
 from luthier.database import Database, bump, events, now, operations
 from luthier.errors import AlreadyExists, Cancelled, LuthierError, NotFound, Unavailable
-from luthier.v1 import operation_pb2
+from luthier.v1 import base_pb2, dataset_pb2, evaluation_pb2, model_pb2, operation_pb2
 from luthier.v1.operation_pb2 import OperationMetadata
 
 Row = sa.Row[tuple[Any, ...]]
 Kind: TypeAlias = OperationMetadata.Kind.ValueType
 State: TypeAlias = OperationMetadata.State.ValueType
+
+Request: TypeAlias = (
+    dataset_pb2.CreateDatasetRequest
+    | model_pb2.FineTuneRequest
+    | evaluation_pb2.EvaluateRequest
+    | base_pb2.PullBaseRequest
+)
+"""What starts an operation; each has a `request_id`."""
 
 MAX_FAULTS = 3
 """After so many attempts that ended without a word, such as by a killed process, an operation fails."""
@@ -54,18 +63,39 @@ class Operations:
 
     # Asking for work.
 
-    def submit(self, kind: Kind, target: str, request: Message, request_id: str = "") -> operations_pb2.Operation:
-        """Records an operation, durably, before it returns. The same `request_id` gives the same operation again;
-        raises AlreadyExists where it came with another request."""
-        body = request.SerializeToString(deterministic=True)
+    def repeated(self, kind: Kind, asked: Request) -> operations_pb2.Operation | None:
+        """The operation that this request started when it came before, by its `request_id`; None where it is new.
+
+        Raises AlreadyExists where the id came with another request.
+        """
+        if not asked.request_id:
+            return None
+        query = sa.select(operations).where(operations.c.request_id == asked.request_id)
+        with self._database.read() as connection:
+            found = connection.execute(query).first()
+        if found is None:
+            return None
+        if found.fingerprint != _fingerprint(kind, asked):
+            raise AlreadyExists(f"request_id {asked.request_id!r} was used for another request")
+        return to_proto(found)
+
+    def submit(
+        self, kind: Kind, target: str, asked: Request, completed: Message | None = None
+    ) -> operations_pb2.Operation:
+        """Records an operation, durably, before it returns; or returns the one that the same request started before.
+
+        `completed` is what a worker gets: the request with its defaults filled in, where that differs from what was asked.
+        Raises AlreadyExists where the request's id came with another request.
+        """
         id, time = uuid.uuid4().hex, now()
         row = {
             "id": id,
             "kind": kind,
             "state": OperationMetadata.STATE_PENDING,
             "target": target,
-            "request": body,
-            "request_id": request_id or None,
+            "request": (completed or asked).SerializeToString(deterministic=True),
+            "request_id": asked.request_id or None,
+            "fingerprint": _fingerprint(kind, asked),
             "attempt": 0,
             "faults": 0,
             "lease_until": 0.0,
@@ -76,18 +106,11 @@ class Operations:
             "update_time": time,
         }
         with self._database.write() as connection:
-            if request_id:
-                # Where two replicas insert at once, PostgreSQL makes the second wait and then skip.
-                insert = _insert_or_skip(connection, row)
-                if not connection.execute(insert).rowcount:
-                    found = connection.execute(sa.select(operations).where(operations.c.request_id == request_id)).one()
-                    if found.kind != kind or found.request != body:
-                        raise AlreadyExists(f"request_id {request_id!r} was used for another request")
-                    return to_proto(found)
-            else:
-                connection.execute(operations.insert().values(row))
-            _append(connection, id, [operation_pb2.OperationEvent(state=OperationMetadata.STATE_PENDING)])
-        return self.get(id)
+            # Where two replicas insert at once, the second waits for the first and then inserts nothing.
+            inserted = connection.execute(_insert_or_skip(connection, row)).rowcount
+            if inserted:
+                _append(connection, id, [operation_pb2.OperationEvent(state=OperationMetadata.STATE_PENDING)])
+        return self.get(id) if inserted else self.repeated(kind, asked) or self.submit(kind, target, asked, completed)
 
     def get(self, id: str) -> operations_pb2.Operation:
         """Returns an operation or raises NotFound."""
@@ -255,6 +278,11 @@ def timestamp(seconds: float) -> Timestamp:
     stamp = Timestamp()
     stamp.FromMicroseconds(int(seconds * 1e6))
     return stamp
+
+
+def _fingerprint(kind: Kind, asked: Request) -> str:
+    """Tells one request from another."""
+    return hashlib.sha256(bytes([kind]) + asked.SerializeToString(deterministic=True)).hexdigest()
 
 
 def _insert_or_skip(connection: sa.Connection, row: dict[str, object]) -> sa.Insert:

@@ -55,14 +55,14 @@ class Revisions:
             try:
                 with self._database.read() as connection:
                     rows = connection.execute(sa.select(db.revisions)).all()
+                fresh = {row.name: row.value for row in rows}
+                if fresh["models"] != self._seen.get("models"):
+                    # Before those who wait hear that a fine-tune has ended: what they do next is predict with its model.
+                    self._on_models()
             except sa.exc.OperationalError as error:
                 # The database is away for a moment: what is loaded goes on being served.
                 log.warning("database unreachable", error=type(error.orig).__name__)
                 continue
-            fresh = {row.name: row.value for row in rows}
-            models_changed = fresh["models"] != self._seen.get("models")
             with self._changed:
                 self._seen = fresh
                 self._changed.notify_all()
-            if models_changed:
-                self._on_models()

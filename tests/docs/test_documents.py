@@ -9,10 +9,11 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
 import typer.main
+from typer.core import TyperGroup
 
 from luthier import errors, hookspecs
 from luthier.settings import Settings
@@ -123,9 +124,9 @@ def check_command(words: list[str]) -> None:
         unknown = [word for word in words[1:] if word.startswith("--") and word not in flags | {"--help"}]
         assert not unknown, f"luthier {' '.join(words)}"
         return
-    command: click.Command = typer.main.get_command(app)
+    command: Any = typer.main.get_command(app)
     rest = list(words)
-    while rest and isinstance(command, click.Group):
+    while rest and isinstance(command, TyperGroup):
         if rest[0].startswith("-"):
             break
         assert rest[0] in command.commands, f"luthier {' '.join(words)}: there is no {rest[0]}"
@@ -134,7 +135,7 @@ def check_command(words: list[str]) -> None:
     for word in rest:
         name = word.partition("=")[0]
         assert not name.startswith("--") or name in options | {"--help"}, f"luthier {' '.join(words)}: {name}"
-    required = [p for p in command.params if p.required and isinstance(p, click.Option)]
+    required = [p for p in command.params if p.required and p.param_type_name == "option"]
     if len(rest) > 1:
         missing = [option.opts[0] for option in required if not set(option.opts) & set(rest)]
         assert not missing, f"luthier {' '.join(words)}: without {missing}"

@@ -11,6 +11,7 @@ import pytest
 from google.protobuf.any_pb2 import Any
 from google.rpc import code_pb2, error_details_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+
 from luthier.tasks.recommendation.v1 import recommendation_pb2 as recommendation
 from luthier.tasks.recommendation.v1 import recommendation_pb2_grpc as recommendation_grpc
 from luthier.v1 import (
@@ -212,9 +213,7 @@ def test_aliases_promote_and_roll_back(server: Server, shop: model_pb2.ModelVers
     assert predictions.Recommend(request).model_version == "models/moving/versions/1"
     for number in (2, 1):
         version = f"models/moving/versions/{number}"
-        models.SetAlias(
-            model_pb2.SetAliasRequest(name="models/moving/aliases/production", model_version=version)
-        )
+        models.SetAlias(model_pb2.SetAliasRequest(name="models/moving/aliases/production", model_version=version))
         deadline = time.monotonic() + 1
         while predictions.Recommend(request).model_version != version:
             assert time.monotonic() < deadline, "the alias did not move within a second"

@@ -11,16 +11,14 @@ import grpc
 import pytest
 from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.rpc import code_pb2
-from support import Server, create_dataset, fine_tune, interactions, serving, status_of
 
 from luthier.tasks.recommendation.v1 import recommendation_pb2 as recommendation
 from luthier.tasks.recommendation.v1 import recommendation_pb2_grpc as recommendation_grpc
 from luthier.v1 import model_pb2, model_pb2_grpc, operation_pb2, operation_pb2_grpc
+from support import Server, create_dataset, fine_tune, interactions, serving, status_of
 
 # Some seconds of work that ends by itself.
-LONG = recommendation.Config(
-    algorithm=recommendation.ALGORITHM_BPR, factors=64, regularization=0.01, iterations=4000
-)
+LONG = recommendation.Config(algorithm=recommendation.ALGORITHM_BPR, factors=64, regularization=0.01, iterations=4000)
 QUICK = recommendation.Config(algorithm=recommendation.ALGORITHM_POPULARITY)
 
 

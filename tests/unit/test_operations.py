@@ -17,6 +17,7 @@ from luthier.v1.operation_pb2 import OperationEvent, OperationMetadata
 
 KIND = OperationMetadata.KIND_CREATE_DATASET
 REQUEST = dataset_pb2.CreateDatasetRequest(dataset_id="x")
+ONCE = dataset_pb2.CreateDatasetRequest(dataset_id="x", request_id="once")
 RESPONSE = dataset_pb2.DatasetVersion(name="datasets/x/versions/1")
 
 
@@ -53,15 +54,15 @@ def test_fifty_submissions_with_one_request_id_are_one_operation(operations: Ope
     with ThreadPoolExecutor(50) as pool:
         names = {
             future.result().name
-            for future in [pool.submit(operations.submit, KIND, "datasets/x", REQUEST, "once") for _ in range(50)]
+            for future in [pool.submit(operations.submit, KIND, "datasets/x", ONCE) for _ in range(50)]
         }
     assert len(names) == 1
 
 
 def test_a_request_id_belongs_to_one_request(operations: Operations) -> None:
-    operations.submit(KIND, "datasets/x", REQUEST, "once")
+    operations.submit(KIND, "datasets/x", ONCE)
     with pytest.raises(AlreadyExists):
-        operations.submit(KIND, "datasets/y", dataset_pb2.CreateDatasetRequest(dataset_id="y"), "once")
+        operations.submit(KIND, "datasets/y", dataset_pb2.CreateDatasetRequest(dataset_id="y", request_id="once"))
 
 
 def test_each_operation_is_claimed_once(operations: Operations) -> None:

@@ -14,7 +14,7 @@ from torch.export import Dim
 
 from luthier.errors import Cancelled, ParityFailed
 from luthier.task import Run
-from luthier.toolkit import progress
+from luthier.toolkit import precision, progress
 from luthier.toolkit.batches import in_order_of_length, length_buckets, pad
 from luthier.toolkit.checkpoint import BestCheckpoint
 from luthier.toolkit.export import check_onnx, export_onnx
@@ -130,10 +130,12 @@ def test_progress_notices_a_cancellation(monkeypatch: pytest.MonkeyPatch) -> Non
         watched.beat()
 
 
-def test_bfloat16_is_taken_from_what_the_processor_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_is_taken_from_what_the_processor_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     cpu = torch.device("cpu")
-    for capabilities, expected in [({"avx2": True, "avx512_bf16": False}, False), ({"avx512_bf16": True}, True)]:
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda capabilities=capabilities: capabilities)
+    monkeypatch.setattr(precision, "CPUINFO", tmp_path / "cpuinfo")
+    assert not has_bfloat16(cpu)
+    for flags, expected in [("flags : avx2 avx512f", False), ("flags : avx2 avx512_bf16", True)]:
+        precision.CPUINFO.write_text(flags, encoding="utf-8")
         assert has_bfloat16(cpu) is expected
     a = torch.ones(2, 2)
     with autocast(cpu, bfloat16=True):

@@ -104,6 +104,8 @@ operations = sa.Table(
     sa.Column("target", sa.String, nullable=False),
     sa.Column("request", sa.LargeBinary, nullable=False),
     sa.Column("request_id", sa.String, unique=True),
+    # SHA-256 of what was asked, before defaults were filled in: a retry may come when these have changed.
+    sa.Column("fingerprint", sa.String, nullable=False),
     # Each time that a worker takes the operation up is an attempt; only the newest may publish.
     sa.Column("attempt", sa.Integer, nullable=False),
     # How many attempts ended without a word.

@@ -12,6 +12,7 @@ import structlog
 from luthier import bundle, names
 from luthier.errors import FailedPrecondition, LuthierError, NotFound
 from luthier.inference.predictor import Predictor
+from luthier.logs import unexpected
 from luthier.plugins import Plugins
 from luthier.registry import Registry
 from luthier.store import Store
@@ -106,7 +107,12 @@ class ModelPool:
         task = self._plugins.task(version.task)
         directory = self._store.bundle(version.digest)
         bundle.verify(directory, version.digest)
-        served = Served(version.name, task, Predictor(task, directory))
+        try:
+            predictor = Predictor(task, directory)
+        except Exception as error:  # A plugin's or onnxruntime's: one version that cannot be opened stops no other.
+            status = unexpected(error, f"opening {version.name}")
+            raise FailedPrecondition(f"{version.name} cannot be opened: {status.message}") from error
+        served = Served(version.name, task, predictor)
         log.info("version loaded", version=version.name)
         return served
 

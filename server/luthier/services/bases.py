@@ -39,4 +39,4 @@ class BaseService(base_pb2_grpc.BaseServiceServicer):
     def PullBase(self, request: base_pb2.PullBaseRequest, context: grpc.ServicerContext) -> operations_pb2.Operation:
         """Queues a pull."""
         self._catalogue.get(names.parse("bases/{base}", request.name)[0])
-        return self._operations.submit(OperationMetadata.KIND_PULL_BASE, request.name, request, request.request_id)
+        return self._operations.submit(OperationMetadata.KIND_PULL_BASE, request.name, request)

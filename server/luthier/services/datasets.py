@@ -64,14 +64,15 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         self, request: dataset_pb2.CreateDatasetRequest, context: grpc.ServicerContext
     ) -> operations_pb2.Operation:
         """Checks what can be checked at once, and queues the rest."""
+        # A retry may come when its uploads are gone.
+        if before := self._operations.repeated(OperationMetadata.KIND_CREATE_DATASET, request):
+            return before
         names.check_id(request.dataset_id, "dataset_id")
         task = self._plugins.task(request.task)
         violations = self._violations(request, task)
         if violations:
             raise InvalidArgument(violations)
-        return self._operations.submit(
-            OperationMetadata.KIND_CREATE_DATASET, f"datasets/{request.dataset_id}", request, request.request_id
-        )
+        return self._operations.submit(OperationMetadata.KIND_CREATE_DATASET, f"datasets/{request.dataset_id}", request)
 
     def GetDataset(self, request: dataset_pb2.GetDatasetRequest, context: grpc.ServicerContext) -> dataset_pb2.Dataset:
         """One data set."""
@@ -145,7 +146,9 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
                 formats = ", ".join(task.formats)
                 violations[f"files[{index}]"] = f"{upload.filename}: state its format, one of {formats}"
         columns = {field.name for field in task.example.DESCRIPTOR.fields}
-        for unknown in sorted(request.columns.keys() - columns):
+        # What columns an extra file has, its reader knows alone.
+        unknown_columns = [] if task.extra_files else sorted(request.columns.keys() - columns)
+        for unknown in unknown_columns:
             violations[f"columns[{unknown}]"] = f"the task's examples have the fields {', '.join(sorted(columns))}"
         if request.split.method not in ("", "given", *task.splits):
             violations["split.method"] = f"{request.split.method!r} is none of {', '.join(task.splits)}"

@@ -25,6 +25,8 @@ class EvaluationService(evaluation_pb2_grpc.EvaluationServiceServicer):
         self, request: evaluation_pb2.EvaluateRequest, context: grpc.ServicerContext
     ) -> operations_pb2.Operation:
         """Pins model and data set, and queues the work."""
+        if before := self._operations.repeated(OperationMetadata.KIND_EVALUATE, request):
+            return before
         model, number = self._registry.resolve(request.model, "model")
         version = self._registry.model_version(model, number)
         dataset = self._registry.dataset_version(names.parse_versioned("datasets", request.dataset, "dataset"))
@@ -34,7 +36,7 @@ class EvaluationService(evaluation_pb2_grpc.EvaluationServiceServicer):
         if dataset.task != version.task:
             raise InvalidArgument({"dataset": f"{dataset.name} is of the task {dataset.task}, not {version.task}"})
         full = evaluation_pb2.EvaluateRequest(model=version.name, dataset=dataset.name, split=split)
-        return self._operations.submit(OperationMetadata.KIND_EVALUATE, version.name, full, request.request_id)
+        return self._operations.submit(OperationMetadata.KIND_EVALUATE, version.name, request, full)
 
     def GetEvaluation(
         self, request: evaluation_pb2.GetEvaluationRequest, context: grpc.ServicerContext

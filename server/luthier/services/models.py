@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 
 from luthier import bundle, fields, names, paging
 from luthier.bases import Catalogue
-from luthier.errors import FailedPrecondition, InvalidArgument, LuthierError
+from luthier.errors import FailedPrecondition, InvalidArgument, NotFound
 from luthier.operations import Operations
 from luthier.plugins import Plugins
 from luthier.registry import Registry
@@ -38,6 +38,8 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
 
     def FineTune(self, request: model_pb2.FineTuneRequest, context: grpc.ServicerContext) -> operations_pb2.Operation:
         """Checks the request, fills its defaults in and queues it: what is queued says all that the result needs."""
+        if before := self._operations.repeated(OperationMetadata.KIND_FINE_TUNE, request):
+            return before
         task = self._plugins.task(request.task)
         full = model_pb2.FineTuneRequest()
         full.CopyFrom(request)
@@ -53,9 +55,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
             violations["seed"] = f"{request.seed} is not between 0 and 2**32 - 1"
         if violations:
             raise InvalidArgument(violations)
-        return self._operations.submit(
-            OperationMetadata.KIND_FINE_TUNE, f"models/{request.model_id}", full, request.request_id
-        )
+        return self._operations.submit(OperationMetadata.KIND_FINE_TUNE, f"models/{request.model_id}", request, full)
 
     def GetModel(self, request: model_pb2.GetModelRequest, context: grpc.ServicerContext) -> model_pb2.Model:
         """One model."""
@@ -152,7 +152,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         names.check_id(request.model_id, "model_id")
         try:
             model = self._registry.model(request.model_id)
-        except LuthierError:
+        except NotFound:
             return
         if model.task != task.id:
             raise InvalidArgument({"task": f"{model.name} is of the task {model.task}, not {task.id}"})

@@ -83,12 +83,14 @@ class OperationService(operation_pb2_grpc.OperationServiceServicer):
         id, sequence = _id(request.name), request.after_sequence
         while context.is_active() and not self._revisions.stopped:
             seen = self._revisions.operations()
+            # Asked before the events are read: what ends in between is sent on the next round.
+            ended = self._operations.get(id).done
             for event in self._operations.events(id, sequence):
                 yield event
                 sequence = event.sequence
                 if event.HasField("done"):
                     return
-            if self._operations.get(id).done:
+            if ended:
                 return
             self._revisions.wait(seen, _WAIT_S)
         raise Unavailable("the server is shutting down; watch on from the last sequence number")

@@ -1,6 +1,14 @@
 """The arithmetic of a training: 32 bits throughout, or products in bfloat16 with 32-bit weights."""
 
+from pathlib import Path
+
 import torch
+
+CPUINFO = Path("/proc/cpuinfo")
+"""Where Linux says what the processor can do; PyTorch's own answer is public in its newest versions only."""
+
+_INSTRUCTIONS = {"avx512_bf16", "amx_bf16", "bf16"}
+"""What Linux calls them, on x86 and on Arm."""
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -10,8 +18,7 @@ def has_bfloat16(device: torch.device) -> bool:
     """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = torch.cpu.get_capabilities()
-    return device.type == "cpu" and any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
+    return device.type == "cpu" and CPUINFO.exists() and bool(_INSTRUCTIONS & set(CPUINFO.read_text().split()))
 
 
 def autocast(device: torch.device, bfloat16: bool) -> torch.autocast:

@@ -24,9 +24,10 @@ def table(*columns: str, rows: Iterable[Sequence[object]], title: str = "") -> T
     """A table; numbers stand at the right."""
     drawn = Table(
         box=box.SIMPLE_HEAD,
-        title=title or None,
+        # A title is not broken to the width of a narrow table.
+        title=Text(title, style="bold", no_wrap=True, overflow="ignore") if title else None,
         title_justify="left",
-        title_style="bold",
+        title_style="",
         show_edge=False,
         pad_edge=False,
     )
@@ -68,12 +69,14 @@ def text(value: object) -> str:
 
 
 def number(value: float) -> str:
-    """A number with four digits that count, and no exponent where it can be helped."""
+    """A number with about four digits that count."""
     if not math.isfinite(value):
         return str(value)
     if value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}"
-    return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}" if abs(value) >= 1 else f"{value:.4f}"
+    if abs(value) >= 1000:
+        return f"{value:,.1f}"
+    return f"{value:.4f}" if 0.001 <= abs(value) < 1 else f"{value:.4g}"
 
 
 def moment(timestamp: Timestamp) -> str:

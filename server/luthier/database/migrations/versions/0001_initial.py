@@ -70,6 +70,7 @@ def upgrade() -> None:
         sa.Column("target", sa.String, nullable=False),
         sa.Column("request", sa.LargeBinary, nullable=False),
         sa.Column("request_id", sa.String, unique=True),
+        sa.Column("fingerprint", sa.String, nullable=False),
         sa.Column("attempt", sa.Integer, nullable=False),
         sa.Column("faults", sa.Integer, nullable=False),
         sa.Column("lease_until", sa.Double, nullable=False),
