@@ -84,7 +84,7 @@ class Operations:
     ) -> operations_pb2.Operation:
         """Records an operation, durably, before it returns; or returns the one that the same request started before.
 
-        `completed` is what a worker gets: the request with its defaults filled in, where that differs from what was asked.
+        `completed` is what a worker gets, where it differs from what was asked: the request with its defaults.
         Raises AlreadyExists where the request's id came with another request.
         """
         id, time = uuid.uuid4().hex, now()

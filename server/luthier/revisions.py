@@ -57,7 +57,7 @@ class Revisions:
                     rows = connection.execute(sa.select(db.revisions)).all()
                 fresh = {row.name: row.value for row in rows}
                 if fresh["models"] != self._seen.get("models"):
-                    # Before those who wait hear that a fine-tune has ended: what they do next is predict with its model.
+                    # Before those who wait hear that a fine-tune has ended: next they predict with its model.
                     self._on_models()
             except sa.exc.OperationalError as error:
                 # The database is away for a moment: what is loaded goes on being served.

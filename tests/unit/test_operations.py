@@ -85,9 +85,14 @@ def test_a_stale_attempt_can_neither_publish_nor_speak(operations: Operations, d
         operations.emit(stale, [OperationEvent(message="too late")])
     with pytest.raises(LeaseLost):
         operations.heartbeat(stale, 60)
-    with pytest.raises(LeaseLost), database.write() as connection:
-        connection.execute(sa.text("UPDATE revisions SET value = 999 WHERE name = 'models'"))
-        operations.succeed(connection, stale, RESPONSE)
+
+    def publish() -> None:
+        with database.write() as connection:
+            connection.execute(sa.text("UPDATE revisions SET value = 999 WHERE name = 'models'"))
+            operations.succeed(connection, stale, RESPONSE)
+
+    with pytest.raises(LeaseLost):
+        publish()
     with database.read() as connection:
         # What the stale attempt wrote in the same transaction is gone with it.
         assert connection.execute(sa.text("SELECT value FROM revisions WHERE name = 'models'")).scalar() == 1
