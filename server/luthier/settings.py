@@ -22,7 +22,11 @@ class Settings(BaseSettings):
     """Settings of a server process."""
 
     model_config = SettingsConfigDict(
-        env_prefix="LUTHIER_", cli_kebab_case=True, cli_prog_name="luthier serve", extra="ignore"
+        env_prefix="LUTHIER_",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_prog_name="luthier serve",
+        extra="ignore",
     )
 
     home: Path = Field(Path(".luthier"), description="Folder of the database, the artefacts and luthier.toml.")

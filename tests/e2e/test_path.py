@@ -10,6 +10,7 @@ import grpc
 import pytest
 from google.protobuf.any_pb2 import Any
 from google.rpc import code_pb2, error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from luthier.tasks.recommendation.v1 import recommendation_pb2 as recommendation
@@ -242,6 +243,15 @@ def test_reflection_lists_every_service(server: Server) -> None:
         "grpc.reflection.v1alpha.ServerReflection",
         *(task.service for task in tasks),
     } == services
+
+
+def test_health_can_be_asked_and_watched(server: Server) -> None:
+    stub = server.stub(health_pb2_grpc.HealthStub)
+    for service in ("", "luthier.v1.ModelService", "luthier.tasks.recommendation.v1.RecommendationService"):
+        request = health_pb2.HealthCheckRequest(service=service)
+        watch = stub.Watch(request, timeout=10)
+        assert next(watch).status == stub.Check(request).status == health_pb2.HealthCheckResponse.SERVING
+        watch.cancel()
 
 
 def test_a_missing_model_is_named(server: Server) -> None:

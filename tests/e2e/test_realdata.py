@@ -36,6 +36,7 @@ def test_movies(server: Server, realdata: Path) -> None:
     assert evaluation.metrics["ndcg_at_10"] >= 0.37
 
 
+@pytest.mark.slow
 def test_spam(server: Server, realdata: Path) -> None:
     """Duplicates stay out of the test part; by hand, 0.974 was reached."""
     version = create_dataset(

@@ -24,6 +24,11 @@ GRACE_S = 4.0
 """Seconds that a trainer gets to stop by itself after a cancellation."""
 
 
+SHORT_SPIN = {"GOMP_SPINCOUNT": "10000"}
+"""How long OpenMP's threads spin before they sleep. By default it is 30 times as long, and then a training whose core is
+taken by a prediction for a moment mostly waits: with one busy neighbour on two cores this doubled its speed."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a trainer leaves behind."""
@@ -89,6 +94,7 @@ def _run(job: Job, directory: Path) -> int:
         [sys.executable, "-m", "luthier.worker.trainer", str(directory), str(write_end)],
         pass_fds=[write_end],
         stdin=subprocess.DEVNULL,
+        env=SHORT_SPIN | os.environ,
     )
     os.close(write_end)
     listener = threading.Thread(target=_listen, args=(job, read_end), daemon=True)
