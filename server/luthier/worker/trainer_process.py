@@ -25,8 +25,8 @@ GRACE_S = 4.0
 
 
 SHORT_SPIN = {"GOMP_SPINCOUNT": "10000"}
-"""How long OpenMP's threads spin before they sleep. By default it is 30 times as long, and then a training whose core is
-taken by a prediction for a moment mostly waits: with one busy neighbour on two cores this doubled its speed."""
+"""How long OpenMP's threads spin before they sleep. By default it is 30 times as long, and then a training whose core
+is taken by a prediction for a moment mostly waits: with one busy neighbour on two cores this doubled its speed."""
 
 
 @dataclass(frozen=True)
