@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import threading
 import time
@@ -156,6 +157,9 @@ def run(settings: Settings) -> int:
     port = app.start()
     host = settings.listen.rpartition(":")[0]
     print(f"listening on {host}:{port}", flush=True)
+    # What is there now stays; the collector need not look at it again.
+    gc.freeze()
+    gc.enable()
     ended.wait()
     log.info("stopping")
     app.stop()

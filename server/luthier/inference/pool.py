@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import structlog
@@ -71,17 +72,20 @@ class ModelPool:
         changed. A version that cannot be loaded leaves its alias where it was, and is logged."""
         with self._loading:
             pointers, versions = self._registry.served()
-            loaded = {s.name: s for s in self._snapshot.aliases.values() if isinstance(s, Served)} | self._extra
+            loaded: dict[str, Served | LuthierError] = {**self._extra}
+            loaded |= {s.name: s for s in self._snapshot.aliases.values() if isinstance(s, Served)}
+            wanted = {(model, number) for (model, _), number in pointers.items()}
+            missing = [key for key in wanted if names.model_version(*key) not in loaded]
+            # Side by side: hashing their bytes, half of the work, leaves the interpreter free.
+            with ThreadPoolExecutor(max_workers=4) as loaders:
+                fresh = loaders.map(self._try_load, [versions[key] for key in missing])
+                loaded |= zip((names.model_version(*key) for key in missing), fresh, strict=True)
             aliases: dict[tuple[str, str], Served | LuthierError] = {}
             for (model, alias), number in pointers.items():
-                name = names.model_version(model, number)
-                try:
-                    served = loaded.get(name) or self._load(versions[model, number])
-                except LuthierError as error:
-                    log.error("version cannot be served", version=name, alias=alias, why=error.message)
-                    aliases[model, alias] = self._snapshot.aliases.get((model, alias), error)
-                else:
-                    aliases[model, alias] = loaded[name] = served
+                found = loaded[names.model_version(model, number)]
+                # What cannot be loaded leaves its alias where it was.
+                stays = isinstance(found, LuthierError)
+                aliases[model, alias] = self._snapshot.aliases.get((model, alias), found) if stays else found
             self._snapshot = _Snapshot(aliases, versions)
             for name in [n for n in self._extra if names.parse(_VERSION, n)[0] not in {m for m, _ in versions}]:
                 del self._extra[name]
@@ -100,6 +104,13 @@ class ModelPool:
                     self._extra.popitem(last=False)
             self._extra.move_to_end(name)
             return self._extra[name]
+
+    def _try_load(self, version: ModelVersion) -> Served | LuthierError:
+        try:
+            return self._load(version)
+        except LuthierError as error:
+            log.error("version cannot be served", version=version.name, why=error.message)
+            return error
 
     def _load(self, version: ModelVersion) -> Served:
         if version.task not in self._plugins.loaded:
