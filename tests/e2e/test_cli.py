@@ -163,9 +163,9 @@ def test_detach_watch_and_cancel(
 
 def test_ctrl_c_detaches(server: Server, luthier: Callable[..., Result], tuned: dict[str, Any]) -> None:
     arguments = ["tune", "cli-left", "--task", "recommendation", "--dataset", "cli-books", "--address", server.address]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "luthier_client.main", *arguments, *ENDLESS], stderr=subprocess.PIPE, text=True
-    )
+    # A job that a shell put into the background ignores the signal, and so do its children unless told otherwise.
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "luthier_client.main", *arguments, *ENDLESS]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr
     with process:
         # The first line says that the watch is on.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from luthier_client import server
@@ -14,7 +15,18 @@ def main() -> None:
         sys.exit(server.serve(sys.argv[2:]))
     from luthier_client.cli.app import app
 
-    app(prog_name="luthier")
+    try:
+        app(prog_name="luthier")
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    """Writes what is left, or drops it where nobody reads any more, before the interpreter tries and complains."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

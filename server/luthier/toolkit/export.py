@@ -1,5 +1,6 @@
 """Writing a module as ONNX, and proving that the file computes what the module does."""
 
+import logging
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ def export_onnx(
     fixed: give 2 or more.
     """
     path = directory / MODEL_FILE
+    # It warns where torchvision is missing, whose operators it would add.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.inference_mode():
         # Axes of several inputs share a name on purpose.
         warnings.filterwarnings("ignore", message=r"# The axis name: \w+ will not be used", category=UserWarning)
