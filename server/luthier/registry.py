@@ -15,6 +15,8 @@ from luthier.names import Versioned
 from luthier.operations import timestamp
 from luthier.v1 import dataset_pb2, evaluation_pb2, model_pb2
 
+_MODELS_REVISION = sa.select(db.revisions.c.value).where(db.revisions.c.name == "models")
+
 
 class Registry:
     """Reads and writes of resources. Methods with a `connection` belong to a larger transaction."""
@@ -150,9 +152,17 @@ class Registry:
         with self._database.read() as connection:
             return [model_pb2.ModelVersion.FromString(r) for r in connection.execute(query).scalars()]
 
-    def served(self) -> tuple[dict[tuple[str, str], int], dict[tuple[str, int], model_pb2.ModelVersion]]:
-        """The number that each (model, alias) points at, and every version, all of one moment."""
+    def models_revision(self) -> int:
+        """A number that grows with every change to a model, version or alias."""
         with self._database.read() as connection:
+            revision: int = connection.execute(_MODELS_REVISION).scalar_one()
+        return revision
+
+    def served(self) -> tuple[int, dict[tuple[str, str], int], dict[tuple[str, int], model_pb2.ModelVersion]]:
+        """The revision, the number that each (model, alias) points at, and every version, all of one moment."""
+        with self._database.read() as connection:
+            # Read first: what follows is at least as new.
+            revision = connection.execute(_MODELS_REVISION).scalar_one()
             aliases: dict[tuple[str, str], int] = {
                 (row.model, row.alias): row.number for row in connection.execute(sa.select(db.aliases))
             }
@@ -160,7 +170,7 @@ class Registry:
                 (row.model, row.number): model_pb2.ModelVersion.FromString(row.record)
                 for row in connection.execute(sa.select(db.model_versions))
             }
-        return aliases, versions
+        return revision, aliases, versions
 
     def resolve(self, name: str, field: str) -> tuple[str, int]:
         """Model and number that a resource name of a model, version or alias stands for."""

@@ -39,6 +39,7 @@ class Served:
 class _Snapshot:
     """What can be asked for at one moment. Readers take the whole of it by one reference, without a lock."""
 
+    revision: int
     aliases: Mapping[tuple[str, str], Served | LuthierError]
     versions: Mapping[tuple[str, int], ModelVersion]
 
@@ -50,12 +51,22 @@ class ModelPool:
         self._registry = registry
         self._store = store
         self._plugins = plugins
-        self._snapshot = _Snapshot({}, {})
+        self._snapshot = _Snapshot(0, {}, {})
         self._loading = threading.Lock()
         self._extra: OrderedDict[str, Served] = OrderedDict()
 
     def get(self, name: str) -> Served:
         """The model for `beer`, `beer@alias` or `beer/3`; raises NotFound, or why it cannot be served."""
+        try:
+            return self._find(name)
+        except NotFound:
+            # Whoever has just been told of a version may ask for it before the next look at the database.
+            if self._registry.models_revision() == self._snapshot.revision:
+                raise
+            self.refresh()
+            return self._find(name)
+
+    def _find(self, name: str) -> Served:
         model, alias, number = names.parse_model(name)
         snapshot = self._snapshot
         if number:
@@ -71,7 +82,7 @@ class ModelPool:
         """Loads what aliases newly point at, then moves them all at once. Called when the database says that models
         changed. A version that cannot be loaded leaves its alias where it was, and is logged."""
         with self._loading:
-            pointers, versions = self._registry.served()
+            revision, pointers, versions = self._registry.served()
             loaded: dict[str, Served | LuthierError] = {**self._extra}
             loaded |= {s.name: s for s in self._snapshot.aliases.values() if isinstance(s, Served)}
             wanted = {(model, number) for (model, _), number in pointers.items()}
@@ -86,7 +97,7 @@ class ModelPool:
                 # What cannot be loaded leaves its alias where it was.
                 stays = isinstance(found, LuthierError)
                 aliases[model, alias] = self._snapshot.aliases.get((model, alias), found) if stays else found
-            self._snapshot = _Snapshot(aliases, versions)
+            self._snapshot = _Snapshot(revision, aliases, versions)
             for name in [n for n in self._extra if names.parse(_VERSION, n)[0] not in {m for m, _ in versions}]:
                 del self._extra[name]
 
