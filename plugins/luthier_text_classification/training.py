@@ -113,7 +113,8 @@ class Tokens:
 def fine_tune(run: Run) -> Model:
     """Fine-tunes the encoder in `run.base` on the texts of `train`.
 
-    It is validated after each epoch, and the weights with the best accuracy, then the lowest loss, are kept. Where
+    It is validated after each epoch, and the weights of the last one that is not clearly below the best accuracy are
+    kept: by more than the standard error of a difference between two shares of as many examples. Where
     there is no validation part, every epoch is trained and the last weights are kept. With 0 epochs see
     `_untuned_head`.
     Raises InvalidArgument where the base or the length does not suit, Cancelled where the operation was cancelled.
@@ -167,7 +168,9 @@ def fine_tune(run: Run) -> Model:
         if len(validation_targets):
             accuracy, loss = _validate(model, validation, validation_targets, bfloat16, progress)
             progress.report({"validation/accuracy": accuracy, "validation/loss": loss})
-            if not checkpoint.update(epoch, score=(accuracy, -loss)):
+            if not checkpoint.update(
+                epoch, accuracy, math.sqrt(2 * accuracy * (1 - accuracy) / len(validation_targets))
+            ):
                 break
 
     if checkpoint.epoch:

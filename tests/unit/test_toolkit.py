@@ -88,17 +88,25 @@ def test_the_best_weights_come_back(tmp_path: Path) -> None:
     module = nn.Linear(1, 1, bias=False)
     best = BestCheckpoint(module, tmp_path, patience=2)
     going_on = []
-    for epoch, score in enumerate([(0.5, -2.0), (0.9, -2.0), (0.9, -1.0), (0.8, 0.0), (0.9, -1.0)], start=1):
+    for epoch, score in enumerate([0.5, 0.6, 0.9, 0.88, 0.7], start=1):
         nn.init.constant_(module.weight, epoch)
-        going_on.append(best.update(epoch, score))
+        going_on.append(best.update(epoch, score, error=0.03))
     best.restore()
+    # The fourth cannot be told from the third; the fifth can.
     assert going_on == [True, True, True, True, False]
-    assert best.epoch == module.weight.item() == 3
+    assert best.epoch == module.weight.item() == 4
+
+
+def test_small_losses_do_not_add_up(tmp_path: Path) -> None:
+    best = BestCheckpoint(nn.Linear(1, 1), tmp_path, patience=0)
+    for epoch, score in enumerate([0.9, 0.88, 0.86], start=1):
+        best.update(epoch, score, error=0.03)
+    assert best.epoch == 2
 
 
 def test_patience_of_zero_never_stops(tmp_path: Path) -> None:
     best = BestCheckpoint(nn.Linear(1, 1), tmp_path, patience=0)
-    assert all(best.update(epoch, (-float(epoch),)) for epoch in range(1, 50))
+    assert all(best.update(epoch, -float(epoch), error=0.5) for epoch in range(1, 50))
     assert best.epoch == 1
 
 

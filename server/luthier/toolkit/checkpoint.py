@@ -1,5 +1,6 @@
 """Keeping the weights of the best epoch, and stopping when no better one comes."""
 
+import math
 from pathlib import Path
 
 from safetensors.torch import load_model, save_model
@@ -16,17 +17,20 @@ class BestCheckpoint:
         self._module = module
         self._file = directory / "best.safetensors"
         self._patience = patience
-        self._score: tuple[float, ...] = ()
+        self._best, self._best_epoch = -math.inf, 0
 
-    def update(self, epoch: int, score: tuple[float, ...]) -> bool:
-        """Keeps the weights if the score is the best yet; returns whether training should go on.
+    def update(self, epoch: int, score: float, error: float) -> bool:
+        """Keeps the weights unless the score is clearly below the best yet; returns whether training should go on.
 
-        Scores are compared from left to right, so that later entries settle ties; higher is better.
+        Higher is better. Clearly is by more than `error`, the standard error of a difference between two scores: of
+        epochs that the validation part is too small to tell apart the last is taken, which has learnt most.
         """
-        if score > self._score:
-            self.epoch, self._score = epoch, score
+        if score >= self._best - error:
+            self.epoch = epoch
             save_model(self._module, str(self._file))
-        return not self._patience or epoch - self.epoch < self._patience
+        if score > self._best:
+            self._best, self._best_epoch = score, epoch
+        return not self._patience or epoch - self._best_epoch < self._patience
 
     def restore(self) -> None:
         """Gives the module its best weights back."""
