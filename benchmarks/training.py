@@ -109,12 +109,9 @@ def bare(base: Path, parts: dict[str, pa.Table], config: Any) -> dict[str, float
     from torch import nn
     from transformers import AutoModel, AutoTokenizer
 
-    from luthier.tasks.text_classification.v1 import text_classification_pb2 as pb
-    from luthier.toolkit.precision import has_bfloat16
+    from luthier.toolkit.precision import wants_bfloat16
 
-    bfloat16 = config.precision == pb.PRECISION_BFLOAT16 or (
-        config.precision == pb.PRECISION_AUTO and has_bfloat16(torch.device("cpu"))
-    )
+    bfloat16 = wants_bfloat16(config.precision, torch.device("cpu"))
     started, cpu_started = time.monotonic(), time.process_time()
     torch.manual_seed(SEED)
     random = np.random.default_rng(SEED)

@@ -60,16 +60,18 @@ def build(
     """Reads, splits, validates and writes files as one version into a folder, which is made if need be.
 
     Files either all have one of the roles `train`, `validation` and `test`, or none has: then `split` divides them.
-    A part that is not given is taken from train by a hash. Extra files go by their own roles.
+    A part that is not given is taken from train by a hash. Extra files go by their own roles. An archive may say itself
+    which part its examples belong to; a split that is asked for by its method goes before that.
 
     Raises InvalidArgument where files and split do not go together, InvalidData with every problem of every file.
     """
-    plan = _plan(task, files, split)
-    tables = _read(task, files, report)
+    _plan(task, [(f"files[{i}].role", file.role) for i, file in enumerate(files)], split)
+    tables = _read(task, files, split, report)
+    plan = _plan(task, [("files", role) for role in tables], split)
     report("splitting", 0, 1)
     parts = _assemble(task, tables, plan)
     report("validating", 0, 1)
-    warnings = _validate(task, parts) + _left_out(tables, parts)
+    warnings = _kept([w for file in files for w in file.warnings] + _validate(task, parts)) + _left_out(tables, parts)
     statistics = task.describe(parts)
     report("writing", 0, 1)
     directory.mkdir(parents=True, exist_ok=True)
@@ -172,20 +174,16 @@ class _Plan:
     recorded: Split
 
 
-def _plan(task: Task, files: Sequence[DataFile], split: Split) -> _Plan:
-    """Checks that files and split go together."""
+def _plan(task: Task, given_roles: Sequence[tuple[str, str]], split: Split) -> _Plan:
+    """Checks that roles, each with the field that states it, and split go together."""
     known = (*PARTS, *task.extra_files)
     violations = {
-        f"files[{i}].role": f"{file.role!r} is none of {', '.join(known)}"
-        for i, file in enumerate(files)
-        if file.role and file.role not in known
+        field: f"{role!r} is none of {', '.join(known)}" for field, role in given_roles if role and role not in known
     }
-    roles = {file.role for file in files} - set(task.extra_files)
+    roles = {role for _, role in given_roles} - set(task.extra_files)
     if "" in roles and len(roles) > 1:
-        index = next(i for i, file in enumerate(files) if not file.role)
-        violations[f"files[{index}].role"] = (
-            "other files say which part they are, so this one must: train, for instance"
-        )
+        field = next(field for field, role in given_roles if not role)
+        violations[field] = "other files say which part they are, so this one must: train, for instance"
     elif not violations and not roles & {"", "train"}:
         violations["files"] = "there is no file to train from"
     given = roles & {"validation", "test"}
@@ -224,19 +222,30 @@ def _check_split(task: Task, split: Split) -> dict[str, str]:
     return {}
 
 
-def _read(task: Task, files: Sequence[DataFile], report: Report) -> dict[str, pa.Table]:
+def _read(task: Task, files: Sequence[DataFile], split: Split, report: Report) -> dict[str, pa.Table]:
     """The tables by role; raises InvalidData with the problems of all files."""
     tables: dict[str, list[pa.Table]] = {}
     problems: list[DataProblem] = []
     for done, file in enumerate(files):
         report("reading", done, len(files))
         try:
-            tables.setdefault(file.role, []).append(task.read(file))
+            found = task.read(file)
         except InvalidData as error:
             problems.extend(error.problems)
+            continue
+        for role, table in found.items() if isinstance(found, Mapping) else [(file.role, found)]:
+            tables.setdefault(_role(role, file, split), []).append(table)
     if problems:
         raise InvalidData(problems)
     return {role: pa.concat_tables(same) for role, same in tables.items()}
+
+
+def _role(found: str, file: DataFile, split: Split) -> str:
+    """The role of a table of a file: what the user says of the file goes before what the file says of its tables."""
+    if found and found not in PARTS:
+        return found
+    divided_anew = split.method not in ("", "given")
+    return file.role or ("" if divided_anew else found)
 
 
 def _assemble(task: Task, tables: Mapping[str, pa.Table], plan: _Plan) -> dict[str, pa.Table]:
@@ -255,8 +264,13 @@ def _validate(task: Task, parts: Mapping[str, pa.Table]) -> list[DataProblem]:
     found = list(task.validate(parts))
     if fatal := [problem for is_fatal, problem in found if is_fatal]:
         raise InvalidData(fatal)
+    return [problem for _, problem in found]
+
+
+def _kept(warnings: Iterable[DataProblem]) -> list[DataProblem]:
+    """Those that are kept with the version, alike ones counted together."""
     alike: dict[tuple[str, str, str], DataProblem] = {}
-    for _, problem in found:
+    for problem in warnings:
         first = alike.setdefault((problem.file, problem.field, problem.message), DataProblem())
         count = first.count + max(problem.count, 1)
         if not first.count:

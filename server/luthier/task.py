@@ -37,6 +37,7 @@ __all__ = [
     "InvalidArgument",
     "InvalidData",
     "Method",
+    "Picture",
     "Run",
     "Split",
     "Task",
@@ -59,13 +60,24 @@ class DataFile:
     name: str
     """What the user calls it; errors name it."""
     format: str
-    """One of the task's formats."""
+    """One of the task's formats; empty for an archive whose layout was not stated."""
     role: str = ""
     """`train`, `validation`, `test`, empty, or one of the task's `extra_files`."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """Column of the file for a field of the example, where they differ."""
     header: bool = True
     """False where the file begins with data; its columns are then called `0`, `1`, …"""
+    warnings: list[DataProblem] = field(default_factory=list)
+    """For a reader to add what is odd in the file, and yet read."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A prediction as people look at it."""
+
+    content: bytes
+    media_type: str
+    """`image/png` or `image/svg+xml`."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +206,8 @@ class Task(ABC):
     bases: ClassVar[tuple[str, ...]] = ()
     """Ids of bases that suit, the default first. Empty where a fine-tune may start from nothing."""
     formats: ClassVar[tuple[str, ...]] = ("csv", "tsv", "jsonl", "parquet")
+    archives: ClassVar[tuple[str, ...]] = ()
+    """Those of `formats` that are a folder of files, sent as a zip: layouts, such as `coco`. See `luthier.archives`."""
     extra_files: ClassVar[tuple[str, ...]] = ()
     """Roles of files beside the parts, for instance `titles`; `read` gets them too."""
     splits: ClassVar[tuple[str, ...]] = ("hash",)
@@ -206,10 +220,11 @@ class Task(ABC):
 
     # Data: called in a worker.
 
-    def read(self, file: DataFile) -> pa.Table:
+    def read(self, file: DataFile) -> pa.Table | Mapping[str, pa.Table]:
         """Reads a file into a table with the columns of `example`; raises InvalidData with every problem in it.
 
-        As it stands: CSV, TSV, JSONL and Parquet with one row an example.
+        An archive may hold more than one table: then they are given by role, which is a part, an extra file, or empty
+        for examples that are to be split. As it stands: CSV, TSV, JSONL and Parquet with one row an example.
         """
         from luthier import tabular
 
@@ -244,6 +259,10 @@ class Task(ABC):
     @abstractmethod
     def instances(self, examples: pa.Table) -> list[Message]:
         """What to ask a model in order to score it on these examples: messages of the first method's instance type."""
+
+    def render(self, instance: Message, prediction: Message) -> Picture | None:
+        """Draws a prediction for people; None where looking at it says no more than reading it."""
+        return None
 
     @abstractmethod
     def score(self, examples: pa.Table, predictions: Sequence[Message]) -> Evaluation:

@@ -23,6 +23,7 @@ from luthier.inference.predictor import Predictor
 from luthier.task import Run, Split
 from luthier.tasks.text_classification.v1 import text_classification_pb2 as pb
 from luthier.toolkit import progress
+from luthier.v1.training_pb2 import Precision
 from luthier_text_classification import TextClassification, training
 
 TASK = TextClassification()
@@ -163,7 +164,7 @@ def test_no_epochs_give_the_nearest_centroid_by_cosine(make_run: Callable[..., R
 
 
 def test_bfloat16_learns_the_same(make_run: Callable[..., Run]) -> None:
-    run = make_run(precision=pb.PRECISION_BFLOAT16)
+    run = make_run(precision=Precision.PRECISION_BFLOAT16)
     training.fine_tune(run)
     assert curve(run, "validation/accuracy")[-1] == 1.0
 

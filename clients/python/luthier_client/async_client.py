@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ from luthier.v1 import (
     model_pb2,
     model_pb2_grpc,
     operation_pb2_grpc,
+    prediction_pb2,
     prediction_pb2_grpc,
     task_pb2,
     task_pb2_grpc,
@@ -30,7 +32,7 @@ from luthier.v1.prediction_pb2 import PredictResponse
 from luthier_client import channels, names, requests, transfer
 from luthier_client.errors import translated
 from luthier_client.operation import AsyncOperation
-from luthier_client.requests import Files, Instance, PathLike, Predictions
+from luthier_client.requests import Files, Instance, PathLike, Predictions, Rendered
 from luthier_client.schema import Schema
 
 R = TypeVar("R")
@@ -114,11 +116,12 @@ class AsyncClient:
     # Data sets.
 
     async def upload(self, path: PathLike) -> dataset_pb2.Upload:
-        """Sends a file, checked by SHA-256, and returns what the server calls it."""
-        path = Path(path)
-        header = await asyncio.to_thread(transfer.upload_header, path)
-        with translated():
-            upload: dataset_pb2.Upload = await self._datasets.UploadFiles(transfer.upload_messages(path, header))
+        """Sends a file, or a folder as a zip, checked by SHA-256, and returns what the server calls it."""
+        with ExitStack() as stack:
+            file = await asyncio.to_thread(stack.enter_context, transfer.as_file(Path(path)))
+            header = await asyncio.to_thread(transfer.upload_header, file)
+            with translated():
+                upload: dataset_pb2.Upload = await self._datasets.UploadFiles(transfer.upload_messages(file, header))
         return upload
 
     async def create_dataset(
@@ -135,7 +138,8 @@ class AsyncClient:
         """Uploads files and makes them the next version of a data set.
 
         `files` is one path, or paths by role: `train`, `validation`, `test`, `` to be split, or a further role of the
-        task such as `titles`. `columns` names the column of the file for a field of the example where they differ.
+        task such as `titles`. A path may be a folder, which goes up as a zip. `columns` names the column of the file
+        for a field of the example where they differ.
         """
         uploads = [(role, await self.upload(path)) for role, path in requests.files_by_role(files)]
         request = requests.create_dataset(
@@ -311,6 +315,19 @@ class AsyncClient:
         with translated():
             async for response in self._predictions.StreamPredict(stream):
                 yield await self._predictions_of(response)
+
+    async def render(
+        self, model: str, instance: Instance, *, method: str = "", timeout: float | None = None
+    ) -> Rendered:
+        """Predicts for one instance and has the server draw the prediction."""
+        task_method = await self._method(model, method) if requests.needs_method([instance]) else None
+        if task_method:
+            await self._learn([task_method.instance_type])
+        request = requests.render(model, instance, task_method, self.schema)
+        response: prediction_pb2.RenderResponse = await self._call(self._predictions.Render, request, timeout)
+        await self._learn([response.prediction.TypeName()])
+        prediction = self.schema.unpack(response.prediction)
+        return Rendered(prediction, response.model_version, response.picture, response.media_type)
 
     async def _method(self, model: str, name: str) -> task_pb2.TaskMethod:
         return requests.find_method(await self.get_task((await self.get_model(model)).task), name)

@@ -21,6 +21,7 @@ from luthier.v1 import (
     model_pb2,
     model_pb2_grpc,
     operation_pb2_grpc,
+    prediction_pb2,
     prediction_pb2_grpc,
     task_pb2,
     task_pb2_grpc,
@@ -28,7 +29,7 @@ from luthier.v1 import (
 from luthier_client import channels, names, requests, transfer
 from luthier_client.errors import translated
 from luthier_client.operation import Operation
-from luthier_client.requests import Files, Instance, PathLike, Predictions
+from luthier_client.requests import Files, Instance, PathLike, Predictions, Rendered
 from luthier_client.schema import Schema
 
 
@@ -112,11 +113,10 @@ class Client:
     # Data sets.
 
     def upload(self, path: PathLike) -> dataset_pb2.Upload:
-        """Sends a file, checked by SHA-256, and returns what the server calls it."""
-        path = Path(path)
-        header = transfer.upload_header(path)
-        with translated():
-            upload: dataset_pb2.Upload = self._datasets.UploadFiles(transfer.upload_messages(path, header))
+        """Sends a file, or a folder as a zip, checked by SHA-256, and returns what the server calls it."""
+        with transfer.as_file(Path(path)) as file, translated():
+            header = transfer.upload_header(file)
+            upload: dataset_pb2.Upload = self._datasets.UploadFiles(transfer.upload_messages(file, header))
         return upload
 
     def create_dataset(
@@ -133,7 +133,8 @@ class Client:
         """Uploads files and makes them the next version of a data set.
 
         `files` is one path, or paths by role: `train`, `validation`, `test`, `` to be split, or a further role of the
-        task such as `titles`. `columns` names the column of the file for a field of the example where they differ.
+        task such as `titles`. A path may be a folder, which goes up as a zip. `columns` names the column of the file
+        for a field of the example where they differ.
         """
         uploads = [(role, self.upload(path)) for role, path in requests.files_by_role(files)]
         request = requests.create_dataset(
@@ -310,6 +311,14 @@ class Client:
         with translated():
             for response in self._predictions.StreamPredict(stream):
                 yield Predictions(response, self.schema)
+
+    def render(self, model: str, instance: Instance, *, method: str = "", timeout: float | None = None) -> Rendered:
+        """Predicts for one instance and has the server draw the prediction."""
+        task_method = self._method(model, method) if requests.needs_method([instance]) else None
+        request = requests.render(model, instance, task_method, self.schema)
+        response: prediction_pb2.RenderResponse = self._call(self._predictions.Render, request, timeout)
+        prediction = self.schema.unpack(response.prediction)
+        return Rendered(prediction, response.model_version, response.picture, response.media_type)
 
     def _method(self, model: str, name: str) -> task_pb2.TaskMethod:
         return requests.find_method(self.get_task(self.get_model(model).task), name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from google.protobuf.message import Message
 from luthier.v1.dataset_pb2 import CreateDatasetRequest, DatasetFile, Split, Upload
 from luthier.v1.evaluation_pb2 import EvaluateRequest
 from luthier.v1.model_pb2 import FineTuneRequest, Model
-from luthier.v1.prediction_pb2 import PredictRequest, PredictResponse
+from luthier.v1.prediction_pb2 import PredictRequest, PredictResponse, RenderRequest
 from luthier.v1.task_pb2 import Task, TaskMethod
 from luthier_client import names
 from luthier_client.errors import InvalidArgument, NotFound
@@ -33,6 +34,17 @@ class Predictions(list[Any]):
     def __init__(self, response: PredictResponse, schema: Schema) -> None:
         super().__init__(schema.unpack(prediction) for prediction in response.predictions)
         self.model_version = response.model_version
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A prediction and its picture."""
+
+    prediction: Any
+    model_version: str
+    picture: bytes
+    media_type: str
+    """`image/png` or `image/svg+xml`."""
 
 
 def request_id() -> str:
@@ -109,6 +121,12 @@ def predict(model: str, instances: Sequence[Instance], method: TaskMethod | None
     type_name = method.instance_type if method else ""
     packed = [schema.pack(instance, type_name, f"instances[{i}]") for i, instance in enumerate(instances)]
     return PredictRequest(model=model, instances=packed)
+
+
+def render(model: str, instance: Instance, method: TaskMethod | None, schema: Schema) -> RenderRequest:
+    """The request for a drawn prediction."""
+    packed = schema.pack(instance, method.instance_type if method else "", "instance")
+    return RenderRequest(model=model, instance=packed)
 
 
 def needs_method(instances: Sequence[Instance]) -> bool:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+import tempfile
+import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BufferedRandom
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +19,28 @@ from luthier_client.errors import DataLoss
 
 CHUNK_BYTES = 512 * 1024
 """Half of what the server takes at most in a message."""
+
+
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+"""The earliest time that a zip can state."""
+
+
+@contextmanager
+def as_file(path: Path) -> Iterator[Path]:
+    """The path itself, or of a folder a zip that is gone afterwards: the same bytes for the same files."""
+    if not path.is_dir():
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="luthier-") as scratch:
+        packed = Path(scratch) / f"{path.resolve().name}.zip"
+        # Stored, not deflated: what such folders are made of, images, hardly shrinks.
+        with zipfile.ZipFile(packed, "w") as archive:
+            for file in sorted(file for file in path.rglob("*") if file.is_file()):
+                entry = zipfile.ZipInfo(file.relative_to(path).as_posix(), _EPOCH)
+                entry.file_size = file.stat().st_size
+                with file.open("rb") as source, archive.open(entry, "w") as target:
+                    shutil.copyfileobj(source, target)
+        yield packed
 
 
 def upload_header(path: Path) -> UploadHeader:

@@ -141,10 +141,8 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
             except (InvalidArgument, NotFound) as error:
                 violations[f"files[{index}].upload"] = error.message
                 continue
-            ending = upload.filename.rpartition(".")[2].lower()
-            if not request.format and ending not in task.formats:
-                formats = ", ".join(task.formats)
-                violations[f"files[{index}]"] = f"{upload.filename}: state its format, one of {formats}"
+            if why := _misfit(task, upload.filename, request.format):
+                violations[f"files[{index}]"] = f"{upload.filename}: {why}"
         columns = {field.name for field in task.example.DESCRIPTOR.fields}
         # What columns an extra file has, its reader knows alone.
         unknown_columns = [] if task.extra_files else sorted(request.columns.keys() - columns)
@@ -153,6 +151,22 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         if request.split.method not in ("", "given", *task.splits):
             violations["split.method"] = f"{request.split.method!r} is none of {', '.join(task.splits)}"
         return violations
+
+
+def _misfit(task: Task, filename: str, format: str) -> str:
+    """Why a file cannot be of the format that is stated, or of none; empty where it can."""
+    ending = filename.rpartition(".")[2].lower()
+    if ending == "zip":
+        if not task.archives:
+            return f"a zip cannot be read; send {', '.join(task.formats)}"
+        if format and format not in task.archives:
+            return f"a zip is read as {', '.join(task.archives)}, not as {format}"
+        return ""
+    if format in task.archives:
+        return f"{format} is a folder of files; send the folder, or a zip of it"
+    if not format and ending not in task.formats:
+        return f"state its format, one of {', '.join(task.formats)}"
+    return ""
 
 
 def _receive(messages: Iterator[dataset_pb2.UploadFilesRequest], header: dataset_pb2.UploadHeader, path: Path) -> None:

@@ -8,7 +8,7 @@ import grpc
 from google.protobuf.any_pb2 import Any
 from google.protobuf.message import DecodeError, Message
 
-from luthier.errors import InvalidArgument
+from luthier.errors import FailedPrecondition, InvalidArgument
 from luthier.inference.pool import ModelPool, Served
 from luthier.services.binding import Behavior
 from luthier.task import Method, Task
@@ -40,6 +40,22 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):
         """Answers requests in order."""
         for one in request:
             yield self.Predict(one, context)
+
+    def Render(
+        self, request: prediction_pb2.RenderRequest, context: grpc.ServicerContext
+    ) -> prediction_pb2.RenderResponse:
+        """Predicts for one instance and draws it."""
+        served = self._pool.get(request.model)
+        [instance] = unpack(served.task, [request.instance])
+        [prediction] = _predict(served, [instance])
+        picture = served.task.render(instance, prediction)
+        if picture is None:
+            raise FailedPrecondition(f"the task {served.task.id} draws no pictures of its predictions")
+        response = prediction_pb2.RenderResponse(
+            model_version=served.name, picture=picture.content, media_type=picture.media_type
+        )
+        response.prediction.Pack(prediction)
+        return response
 
 
 def unpack(task: Task, packed: Sequence[Any]) -> list[Message]:

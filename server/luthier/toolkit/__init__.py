@@ -1,7 +1,9 @@
 """What fine-tunes in PyTorch have in common. Trainers import it; the serving process never does, for it imports torch.
 
-It holds parts, not a framework: a trainer's loop stays in its plugin, flat, and calls what it needs from here.
+It holds functions, not a framework: a trainer is a module of its plugin that reads from top to bottom and calls what it
+needs from here.
 
+- `loop`: the steps, the validation, the checkpoint.
 - `precision`: bfloat16 where the processor computes in it.
 - `batches`: batches of like lengths.
 - `optim`: weight decay on matrices only; warm-up and linear decay.

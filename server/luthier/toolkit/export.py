@@ -24,9 +24,9 @@ def export_onnx(
 ) -> Path:
     """Writes a module in evaluation mode to `model.onnx`, weights included, and returns the file's path.
 
-    `inputs` are example tensors by the names of `forward`'s parameters, in their order; `dynamic` gives, by its number
-    from 0, each axis that may have another length in all of them. An axis of length 1 in the example would be taken as
-    fixed: give 2 or more.
+    `inputs` are example tensors by the names of `forward`'s parameters, in their order; `outputs` names what it
+    returns, a tensor or a tuple of them; `dynamic` gives, by its number from 0, each axis that may have another length
+    in all inputs. An axis of length 1 in the example would be taken as fixed: give 2 or more.
     """
     path = directory / MODEL_FILE
     # It warns where torchvision is missing, whose operators it would add.
@@ -61,9 +61,10 @@ def check_onnx(path: Path, module: nn.Module, batches: Iterable[Mapping[str, tor
     differences = []
     for batch in batches:
         with torch.inference_mode():
-            expected = module(**batch).cpu()
-        (output,) = session.run(None, {name: tensor.cpu().numpy() for name, tensor in batch.items()})
-        differences.append((torch.from_numpy(output) - expected).abs().max())
+            expected = module(**batch)
+        outputs = session.run(None, {name: tensor.cpu().numpy() for name, tensor in batch.items()})
+        for output, tensor in zip(outputs, (expected,) if torch.is_tensor(expected) else expected, strict=True):
+            differences.append((torch.from_numpy(output) - tensor.cpu()).abs().max().float())
     worst = torch.stack(differences).max().item()
     if not worst <= tolerance:  # So that NaN is refused too.
         raise ParityFailed(f"the exported model differs from the trained one by {worst:.2g}, over {tolerance:g}")

@@ -1,6 +1,7 @@
 """Groups of parameters, and the schedule of their learning rates."""
 
-from typing import Any
+import math
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -16,14 +17,18 @@ def decay_matrices(module: nn.Module, learning_rate: float, weight_decay: float)
     ]
 
 
-def warm_up_then_decay(optimizer: torch.optim.Optimizer, steps: int, warmup: float) -> LambdaLR:
-    """Raises the learning rates linearly over the share `warmup` of the steps, then lowers them linearly to 0.
+def warm_up_then_decay(
+    optimizer: torch.optim.Optimizer, steps: int, warmup: float, decay: Literal["linear", "cosine"] = "linear"
+) -> LambdaLR:
+    """Raises the learning rates linearly over the share `warmup` of the steps, then lowers them to 0.
 
-    The first step already moves, and the last one still does.
+    They fall along a line, or along half a cosine. The first step already moves, and the last one still does.
     """
     rising = max(1, round(steps * warmup))
 
     def factor(step: int) -> float:
-        return min((step + 1) / rising, (steps - step) / max(1, steps - rising))
+        left = min(1.0, (steps - step) / max(1, steps - rising))
+        falling = left if decay == "linear" else (1 - math.cos(math.pi * left)) / 2
+        return min((step + 1) / rising, falling)
 
     return LambdaLR(optimizer, factor)

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import torch
 
+from luthier.v1.training_pb2 import Precision
+
 CPUINFO = Path("/proc/cpuinfo")
 """Where Linux says what the processor can do; PyTorch's own answer is public in its newest versions only."""
 
@@ -19,6 +21,17 @@ def has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and CPUINFO.exists() and bool(_INSTRUCTIONS & set(CPUINFO.read_text().split()))
+
+
+def wants_bfloat16(precision: int, device: torch.device) -> bool:
+    """Whether a config's `precision`, a value of luthier.v1.Precision, comes to bfloat16 on a device."""
+    match precision:
+        case Precision.PRECISION_FLOAT32:
+            return False
+        case Precision.PRECISION_BFLOAT16:
+            return True
+        case _:
+            return has_bfloat16(device)
 
 
 def autocast(device: torch.device, bfloat16: bool) -> torch.autocast:

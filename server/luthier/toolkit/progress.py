@@ -1,10 +1,12 @@
 """Telling a run how far it is, often enough to watch and to cancel, and no oftener."""
 
+import math
 import time
 from collections.abc import Mapping
 
 import torch
 
+from luthier.errors import FailedPrecondition
 from luthier.task import Run
 
 INTERVAL_S = 0.2
@@ -24,12 +26,20 @@ class Progress:
         run.report(0, total)
 
     def advance(self, examples: int, loss: torch.Tensor) -> None:
-        """Counts one optimiser step; from time to time reports the mean loss since the last report."""
+        """Counts one optimiser step; from time to time reports the mean loss since the last report.
+
+        Raises FailedPrecondition where that is no longer a number.
+        """
         self.step += 1
         self.examples += examples
         self._losses.append(loss.detach())
         if self.step == self._total or self._is_due():
-            self.report({"loss": torch.stack(self._losses).mean().item()})
+            mean = torch.stack(self._losses).mean().item()
+            if not math.isfinite(mean):
+                raise FailedPrecondition(
+                    f"the loss is {mean} after step {self.step}: the training diverged; lower the learning rate"
+                )
+            self.report({"loss": mean})
             self._losses.clear()
 
     def beat(self) -> None:

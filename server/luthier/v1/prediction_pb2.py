@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bluthier/v1/prediction.proto\x12\nluthier.v1\x1a\x19google/protobuf/any.proto\"H\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\'\n\tinstances\x18\x02 \x03(\x0b\x32\x14.google.protobuf.Any\"S\n\x0fPredictResponse\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12)\n\x0bpredictions\x18\x02 \x03(\x0b\x32\x14.google.protobuf.Any2\xa5\x01\n\x11PredictionService\x12\x42\n\x07Predict\x12\x1a.luthier.v1.PredictRequest\x1a\x1b.luthier.v1.PredictResponse\x12L\n\rStreamPredict\x12\x1a.luthier.v1.PredictRequest\x1a\x1b.luthier.v1.PredictResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bluthier/v1/prediction.proto\x12\nluthier.v1\x1a\x19google/protobuf/any.proto\"H\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\'\n\tinstances\x18\x02 \x03(\x0b\x32\x14.google.protobuf.Any\"S\n\x0fPredictResponse\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12)\n\x0bpredictions\x18\x02 \x03(\x0b\x32\x14.google.protobuf.Any\"F\n\rRenderRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12&\n\x08instance\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any\"v\n\x0eRenderResponse\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12(\n\nprediction\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any\x12\x0f\n\x07picture\x18\x03 \x01(\x0c\x12\x12\n\nmedia_type\x18\x04 \x01(\t2\xe6\x01\n\x11PredictionService\x12\x42\n\x07Predict\x12\x1a.luthier.v1.PredictRequest\x1a\x1b.luthier.v1.PredictResponse\x12L\n\rStreamPredict\x12\x1a.luthier.v1.PredictRequest\x1a\x1b.luthier.v1.PredictResponse(\x01\x30\x01\x12?\n\x06Render\x12\x19.luthier.v1.RenderRequest\x1a\x1a.luthier.v1.RenderResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,6 +36,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREDICTREQUEST']._serialized_end=142
   _globals['_PREDICTRESPONSE']._serialized_start=144
   _globals['_PREDICTRESPONSE']._serialized_end=227
-  _globals['_PREDICTIONSERVICE']._serialized_start=230
-  _globals['_PREDICTIONSERVICE']._serialized_end=395
+  _globals['_RENDERREQUEST']._serialized_start=229
+  _globals['_RENDERREQUEST']._serialized_end=299
+  _globals['_RENDERRESPONSE']._serialized_start=301
+  _globals['_RENDERRESPONSE']._serialized_end=419
+  _globals['_PREDICTIONSERVICE']._serialized_start=422
+  _globals['_PREDICTIONSERVICE']._serialized_end=652
 # @@protoc_insertion_point(module_scope)

@@ -74,3 +74,67 @@ class PredictResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PredictResponse: _TypeAlias = PredictResponse  # noqa: Y015
+
+@_typing.final
+class RenderRequest(_message.Message):
+    """Request of Render."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """`beer@production`, `beer/3`, or `beer` for the alias `production`."""
+    @_builtins.property
+    def instance(self) -> _any_pb2.Any:
+        """A message of an instance type of the model's task."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        instance: _any_pb2.Any | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenderRequest: _TypeAlias = RenderRequest  # noqa: Y015
+
+@_typing.final
+class RenderResponse(_message.Message):
+    """Answer of Render."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    PREDICTION_FIELD_NUMBER: _builtins.int
+    PICTURE_FIELD_NUMBER: _builtins.int
+    MEDIA_TYPE_FIELD_NUMBER: _builtins.int
+    model_version: _builtins.str
+    """The version that answered: `models/{model}/versions/{number}`."""
+    picture: _builtins.bytes
+    """The picture."""
+    media_type: _builtins.str
+    """`image/png` or `image/svg+xml`."""
+    @_builtins.property
+    def prediction(self) -> _any_pb2.Any:
+        """What was predicted: a message of the task's prediction type."""
+
+    def __init__(
+        self,
+        *,
+        model_version: _builtins.str = ...,
+        prediction: _any_pb2.Any | None = ...,
+        picture: _builtins.bytes = ...,
+        media_type: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["prediction", b"prediction"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["media_type", b"media_type", "model_version", b"model_version", "picture", b"picture", "prediction", b"prediction"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenderResponse: _TypeAlias = RenderResponse  # noqa: Y015

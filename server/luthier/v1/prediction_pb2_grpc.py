@@ -45,6 +45,11 @@ class PredictionServiceStub:
                 request_serializer=luthier_dot_v1_dot_prediction__pb2.PredictRequest.SerializeToString,
                 response_deserializer=luthier_dot_v1_dot_prediction__pb2.PredictResponse.FromString,
                 _registered_method=True)
+        self.Render = channel.unary_unary(
+                '/luthier.v1.PredictionService/Render',
+                request_serializer=luthier_dot_v1_dot_prediction__pb2.RenderRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_prediction__pb2.RenderResponse.FromString,
+                _registered_method=True)
 
 
 class PredictionServiceServicer:
@@ -65,6 +70,14 @@ class PredictionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Render(self, request, context):
+        """Predicts for one instance and draws the prediction for people to look at. FAILED_PRECONDITION where the task draws
+        nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PredictionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +90,11 @@ def add_PredictionServiceServicer_to_server(servicer, server):
                     servicer.StreamPredict,
                     request_deserializer=luthier_dot_v1_dot_prediction__pb2.PredictRequest.FromString,
                     response_serializer=luthier_dot_v1_dot_prediction__pb2.PredictResponse.SerializeToString,
+            ),
+            'Render': grpc.unary_unary_rpc_method_handler(
+                    servicer.Render,
+                    request_deserializer=luthier_dot_v1_dot_prediction__pb2.RenderRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_prediction__pb2.RenderResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +152,33 @@ class PredictionService:
             '/luthier.v1.PredictionService/StreamPredict',
             luthier_dot_v1_dot_prediction__pb2.PredictRequest.SerializeToString,
             luthier_dot_v1_dot_prediction__pb2.PredictResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Render(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.PredictionService/Render',
+            luthier_dot_v1_dot_prediction__pb2.RenderRequest.SerializeToString,
+            luthier_dot_v1_dot_prediction__pb2.RenderResponse.FromString,
             options,
             channel_credentials,
             insecure,

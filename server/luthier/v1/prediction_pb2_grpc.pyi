@@ -37,6 +37,10 @@ class PredictionServiceStub:
     """Predicts for instances of one model. All of them, or none with every bad field named."""
     StreamPredict: _grpc.StreamStreamMultiCallable[_prediction_pb2.PredictRequest, _prediction_pb2.PredictResponse]
     """Answers each request of a stream in order."""
+    Render: _grpc.UnaryUnaryMultiCallable[_prediction_pb2.RenderRequest, _prediction_pb2.RenderResponse]
+    """Predicts for one instance and draws the prediction for people to look at. FAILED_PRECONDITION where the task draws
+    nothing.
+    """
 
 @_typing.type_check_only
 class PredictionServiceAsyncStub(PredictionServiceStub):
@@ -47,6 +51,10 @@ class PredictionServiceAsyncStub(PredictionServiceStub):
     """Predicts for instances of one model. All of them, or none with every bad field named."""
     StreamPredict: _aio.StreamStreamMultiCallable[_prediction_pb2.PredictRequest, _prediction_pb2.PredictResponse]  # type: ignore[assignment]
     """Answers each request of a stream in order."""
+    Render: _aio.UnaryUnaryMultiCallable[_prediction_pb2.RenderRequest, _prediction_pb2.RenderResponse]  # type: ignore[assignment]
+    """Predicts for one instance and draws the prediction for people to look at. FAILED_PRECONDITION where the task draws
+    nothing.
+    """
 
 class PredictionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Predictions for generic callers. Typed callers use the service of the task."""
@@ -66,5 +74,15 @@ class PredictionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_prediction_pb2.PredictResponse], _abc.AsyncIterator[_prediction_pb2.PredictResponse]]:
         """Answers each request of a stream in order."""
+
+    @_abc_1.abstractmethod
+    def Render(
+        self,
+        request: _prediction_pb2.RenderRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_prediction_pb2.RenderResponse, _abc.Awaitable[_prediction_pb2.RenderResponse]]:
+        """Predicts for one instance and draws the prediction for people to look at. FAILED_PRECONDITION where the task draws
+        nothing.
+        """
 
 def add_PredictionServiceServicer_to_server(servicer: PredictionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

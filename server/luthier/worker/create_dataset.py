@@ -54,7 +54,7 @@ def _file(job: Job, request: dataset_pb2.CreateDatasetRequest, file: dataset_pb2
     return DataFile(
         path=path,
         name=upload.filename,
-        format=request.format or ending,
+        format=request.format or ("" if ending == "zip" else ending),
         role=file.role,
         columns=dict(request.columns),
         header=not request.no_header,

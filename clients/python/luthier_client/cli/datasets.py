@@ -27,14 +27,12 @@ def create(
     session: Session,
     name: str,
     paths: Annotated[
-        list[Path] | None, typer.Argument(metavar="[PATH]...", exists=True, dir_okay=False, help="Files to be split.")
+        list[Path] | None, typer.Argument(metavar="[PATH]...", exists=True, help="Files or folders to be split.")
     ] = None,
     task: Annotated[str, typer.Option(help="Id of the task, as in `luthier tasks list`.")] = ...,  # type: ignore[assignment]
-    train: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="File of the training part.")] = None,
-    validation: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="File of the validation part.")
-    ] = None,
-    test: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="File of the test part.")] = None,
+    train: Annotated[Path | None, typer.Option(exists=True, help="File or folder of the training part.")] = None,
+    validation: Annotated[Path | None, typer.Option(exists=True, help="File or folder of the validation part.")] = None,
+    test: Annotated[Path | None, typer.Option(exists=True, help="File or folder of the test part.")] = None,
     titles: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="File of titles of items.")] = None,
     file: Annotated[list[str] | None, typer.Option(metavar="ROLE=PATH", help="A file of another role.")] = None,
     format: Annotated[str, typer.Option(help="Format of the files. [by their endings]")] = "",

@@ -39,6 +39,10 @@ def predict(
         list[Path] | None, typer.Option(exists=True, dir_okay=False, help="A file for the instance's one bytes field.")
     ] = None,
     method: Annotated[str, typer.Option(help="Method of the task's service. [its first]")] = "",
+    output_file: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="PICTURE", help="Where to write the prediction as a picture. One input only."),
+    ] = None,
 ) -> None:
     """Predict with a served model."""
     client = session.client
@@ -48,7 +52,15 @@ def predict(
     instances += [{field_for(instance, FieldDescriptor.TYPE_BYTES, chosen): encoded(path)} for path in file or []]
     if not instances:
         raise WrongUse(f"give at least one input: {example(instance)}")
-    predictions = client.predict(model, instances, method=chosen.method)
+    if output_file:
+        if len(instances) != 1:
+            raise WrongUse(f"--output takes one input; there are {len(instances)}")
+        rendered = client.render(model, instances[0], method=chosen.method)
+        output_file.write_bytes(rendered.picture)
+        session.note(f"{output_file}: {rendered.media_type}")
+        predictions = [rendered.prediction]
+    else:
+        predictions = client.predict(model, instances, method=chosen.method)
     documents = [session.document(prediction) for prediction in predictions]
     session.show(
         documents, *readable([shown(given) for given in inputs or []] + [f.name for f in file or []], documents)

@@ -7,7 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
-from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from luthier.v1 import training_pb2 as _training_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -18,34 +18,6 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
-
-class _Precision:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _PrecisionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Precision.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    PRECISION_UNSPECIFIED: _Precision.ValueType  # 0
-    """The same as AUTO."""
-    PRECISION_AUTO: _Precision.ValueType  # 1
-    """bfloat16 where the processor computes in it."""
-    PRECISION_FLOAT32: _Precision.ValueType  # 2
-    """32 bits throughout."""
-    PRECISION_BFLOAT16: _Precision.ValueType  # 3
-    """bfloat16 products, 32-bit weights."""
-
-class Precision(_Precision, metaclass=_PrecisionEnumTypeWrapper):
-    """Arithmetic of a training."""
-
-PRECISION_UNSPECIFIED: Precision.ValueType  # 0
-"""The same as AUTO."""
-PRECISION_AUTO: Precision.ValueType  # 1
-"""bfloat16 where the processor computes in it."""
-PRECISION_FLOAT32: Precision.ValueType  # 2
-"""32 bits throughout."""
-PRECISION_BFLOAT16: Precision.ValueType  # 3
-"""bfloat16 products, 32-bit weights."""
-Global___Precision: _TypeAlias = Precision  # noqa: Y015
 
 @_typing.final
 class Example(_message.Message):
@@ -89,6 +61,7 @@ class Config(_message.Message):
     MAX_LENGTH_FIELD_NUMBER: _builtins.int
     PATIENCE_FIELD_NUMBER: _builtins.int
     PRECISION_FIELD_NUMBER: _builtins.int
+    FROM_SCRATCH_FIELD_NUMBER: _builtins.int
     epochs: _builtins.int
     """Passes over the training part."""
     batch_size: _builtins.int
@@ -107,8 +80,10 @@ class Config(_message.Message):
     """Longest text."""
     patience: _builtins.int
     """Early stopping."""
-    precision: Global___Precision.ValueType
+    precision: _training_pb2.Precision.ValueType
     """Arithmetic."""
+    from_scratch: _builtins.bool
+    """Random start."""
     def __init__(
         self,
         *,
@@ -121,11 +96,12 @@ class Config(_message.Message):
         dropout: _builtins.float | None = ...,
         max_length: _builtins.int | None = ...,
         patience: _builtins.int | None = ...,
-        precision: Global___Precision.ValueType | None = ...,
+        precision: _training_pb2.Precision.ValueType | None = ...,
+        from_scratch: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dropout", b"_dropout", "_epochs", b"_epochs", "_head_learning_rate", b"_head_learning_rate", "_learning_rate", b"_learning_rate", "_max_length", b"_max_length", "_patience", b"_patience", "_precision", b"_precision", "_warmup", b"_warmup", "_weight_decay", b"_weight_decay", "batch_size", b"batch_size", "dropout", b"dropout", "epochs", b"epochs", "head_learning_rate", b"head_learning_rate", "learning_rate", b"learning_rate", "max_length", b"max_length", "patience", b"patience", "precision", b"precision", "warmup", b"warmup", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dropout", b"_dropout", "_epochs", b"_epochs", "_from_scratch", b"_from_scratch", "_head_learning_rate", b"_head_learning_rate", "_learning_rate", b"_learning_rate", "_max_length", b"_max_length", "_patience", b"_patience", "_precision", b"_precision", "_warmup", b"_warmup", "_weight_decay", b"_weight_decay", "batch_size", b"batch_size", "dropout", b"dropout", "epochs", b"epochs", "from_scratch", b"from_scratch", "head_learning_rate", b"head_learning_rate", "learning_rate", b"learning_rate", "max_length", b"max_length", "patience", b"patience", "precision", b"precision", "warmup", b"warmup", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dropout", b"_dropout", "_epochs", b"_epochs", "_head_learning_rate", b"_head_learning_rate", "_learning_rate", b"_learning_rate", "_max_length", b"_max_length", "_patience", b"_patience", "_precision", b"_precision", "_warmup", b"_warmup", "_weight_decay", b"_weight_decay", "batch_size", b"batch_size", "dropout", b"dropout", "epochs", b"epochs", "head_learning_rate", b"head_learning_rate", "learning_rate", b"learning_rate", "max_length", b"max_length", "patience", b"patience", "precision", b"precision", "warmup", b"warmup", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dropout", b"_dropout", "_epochs", b"_epochs", "_from_scratch", b"_from_scratch", "_head_learning_rate", b"_head_learning_rate", "_learning_rate", b"_learning_rate", "_max_length", b"_max_length", "_patience", b"_patience", "_precision", b"_precision", "_warmup", b"_warmup", "_weight_decay", b"_weight_decay", "batch_size", b"batch_size", "dropout", b"dropout", "epochs", b"epochs", "from_scratch", b"from_scratch", "head_learning_rate", b"head_learning_rate", "learning_rate", b"learning_rate", "max_length", b"max_length", "patience", b"patience", "precision", b"precision", "warmup", b"warmup", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
@@ -133,6 +109,8 @@ class Config(_message.Message):
     _WhichOneofArgType__dropout: _TypeAlias = _typing.Literal["_dropout", b"_dropout"]  # noqa: Y015
     _WhichOneofReturnType__epochs: _TypeAlias = _typing.Literal["epochs"]  # noqa: Y015
     _WhichOneofArgType__epochs: _TypeAlias = _typing.Literal["_epochs", b"_epochs"]  # noqa: Y015
+    _WhichOneofReturnType__from_scratch: _TypeAlias = _typing.Literal["from_scratch"]  # noqa: Y015
+    _WhichOneofArgType__from_scratch: _TypeAlias = _typing.Literal["_from_scratch", b"_from_scratch"]  # noqa: Y015
     _WhichOneofReturnType__head_learning_rate: _TypeAlias = _typing.Literal["head_learning_rate"]  # noqa: Y015
     _WhichOneofArgType__head_learning_rate: _TypeAlias = _typing.Literal["_head_learning_rate", b"_head_learning_rate"]  # noqa: Y015
     _WhichOneofReturnType__learning_rate: _TypeAlias = _typing.Literal["learning_rate"]  # noqa: Y015
@@ -153,6 +131,8 @@ class Config(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__dropout) -> _WhichOneofReturnType__dropout | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__epochs) -> _WhichOneofReturnType__epochs | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__from_scratch) -> _WhichOneofReturnType__from_scratch | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__head_learning_rate) -> _WhichOneofReturnType__head_learning_rate | None: ...
     @_typing.overload

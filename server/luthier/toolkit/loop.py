@@ -1,0 +1,120 @@
+"""The loop that all fine-tunes in PyTorch share: steps of AdamW, validation after each epoch, the checkpoint to keep.
+
+What differs between tasks comes in as functions: which examples make a batch, what its loss is, how good the model is.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from luthier.task import Run
+from luthier.toolkit.checkpoint import BestCheckpoint
+from luthier.toolkit.optim import warm_up_then_decay
+from luthier.toolkit.precision import autocast
+from luthier.toolkit.progress import Progress
+
+Beat = Callable[[], None]
+"""To be called often in work that takes long between steps, so that it can be cancelled."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How long to train, and how fast."""
+
+    epochs: int
+    batch_size: int
+    warmup: float
+    """Share of the steps over which the learning rates rise."""
+    decay: Literal["linear", "cosine"] = "linear"
+    """How they fall to 0 afterwards."""
+    patience: int = 0
+    """Epochs without a better score after which to stop; 0: never."""
+    bfloat16: bool = False
+    max_gradient_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a model is worth on the validation part."""
+
+    score: float
+    """What checkpoints are chosen by; higher is better."""
+    error: float
+    """The standard error of a difference between two such scores; by less, two epochs cannot be told apart."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """What to report, each under its own name."""
+
+
+def fit(
+    run: Run,
+    module: nn.Module,
+    groups: Sequence[dict[str, Any]],
+    recipe: Recipe,
+    num_examples: int,
+    batches: Callable[[], Iterator[np.ndarray]],
+    loss: Callable[[np.ndarray], torch.Tensor],
+    validate: Callable[[Beat], Validation] | None,
+) -> None:
+    """Trains a module in place, and leaves it in evaluation mode with the weights of the checkpoint that is kept.
+
+    `groups` are AdamW's parameter groups. `batches` gives one epoch's batches, ceil(num_examples / batch_size) arrays
+    of the indices of examples; `loss` computes the mean loss of one, within autocast where the recipe is in bfloat16.
+    Where there is nothing to validate on, every epoch is trained and the last weights are kept. Figures of the training
+    go to `run.figures`. Raises Cancelled, and FailedPrecondition where the loss is no longer a number.
+    """
+    device = torch.device(run.device)
+    steps = recipe.epochs * math.ceil(num_examples / recipe.batch_size)
+    optimizer = torch.optim.AdamW(groups, fused=True)
+    schedule = warm_up_then_decay(optimizer, steps, recipe.warmup, recipe.decay)
+    checkpoint = BestCheckpoint(module, run.directory, recipe.patience)
+    progress = Progress(run, steps)
+    started = time.monotonic()
+
+    def judged(validate: Callable[[Beat], Validation]) -> Validation:
+        module.eval()
+        with torch.inference_mode(), autocast(device, recipe.bfloat16):
+            validation = validate(progress.beat)
+        progress.report(validation.metrics)
+        return validation
+
+    epoch = 0
+    if validate is not None and not recipe.epochs:
+        judged(validate)
+    for epoch in range(1, recipe.epochs + 1):
+        module.train()
+        for indices in batches():
+            with autocast(device, recipe.bfloat16):
+                step_loss = loss(indices)
+            optimizer.zero_grad()
+            step_loss.backward()  # type: ignore[no-untyped-call]  # PyTorch leaves it untyped.
+            nn.utils.clip_grad_norm_(module.parameters(), recipe.max_gradient_norm)
+            optimizer.step()
+            schedule.step()
+            progress.advance(len(indices), step_loss)
+        if validate is not None:
+            validation = judged(validate)
+            if not checkpoint.update(epoch, validation.score, validation.error):
+                break
+
+    if checkpoint.epoch:
+        checkpoint.restore()
+    module.eval()
+    seconds = time.monotonic() - started
+    run.figures |= {
+        "training_s": seconds,
+        "examples_per_s": progress.examples / seconds,
+        "epochs_run": epoch,
+        "best_epoch": checkpoint.epoch or epoch,
+        "steps": progress.step,
+    }
+
+
+def share_error(share: float, count: int) -> float:
+    """The standard error of a difference between two shares of `count` examples: sqrt(2 p (1 - p) / count)."""
+    return math.sqrt(2 * share * (1 - share) / count)
