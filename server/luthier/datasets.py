@@ -65,7 +65,8 @@ def build(
 
     Raises InvalidArgument where files and split do not go together, InvalidData with every problem of every file.
     """
-    _plan(task, [(f"files[{i}].role", file.role) for i, file in enumerate(files)], split)
+    if split.method != "given":  # Whether they are given, an archive may say: that shows once it is read.
+        _plan(task, [(f"files[{i}].role", file.role) for i, file in enumerate(files)], split)
     tables = _read(task, files, split, report)
     plan = _plan(task, [("files", role) for role in tables], split)
     report("splitting", 0, 1)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from luthier.v1.model_pb2 import BundleFile, DownloadVersionResponse
 from luthier_client.errors import DataLoss
-from luthier_client.transfer import CHUNK_BYTES, Download, upload_header, upload_messages
+from luthier_client.transfer import CHUNK_BYTES, Download, as_file, upload_header, upload_messages
 
 
 def header(path: str, content: bytes) -> DownloadVersionResponse:
@@ -79,3 +80,28 @@ def test_a_download_that_breaks_keeps_only_whole_files(tmp_path: Path) -> None:
 def test_a_chunk_needs_a_header(tmp_path: Path) -> None:
     with pytest.raises(DataLoss, match="header"):
         download(tmp_path, chunk(b"ab"))
+
+
+def test_a_folder_goes_up_as_the_same_zip_each_time(tmp_path: Path) -> None:
+    hashes = []
+    for name in ("one", "two"):
+        folder = tmp_path / name / "photos"
+        (folder / "cats").mkdir(parents=True)
+        (folder / "cats" / "ä.jpg").write_bytes(b"meow" * 1000)
+        (folder / "list.csv").write_text("file,label\n")
+        with as_file(folder) as packed:
+            assert packed.name == "photos.zip"
+            with zipfile.ZipFile(packed) as archive:
+                assert archive.namelist() == ["cats/ä.jpg", "list.csv"]
+                assert archive.read("cats/ä.jpg") == b"meow" * 1000
+            hashes.append(upload_header(packed).sha256)
+        assert not packed.exists()
+    assert hashes[0] == hashes[1]
+
+
+def test_a_file_goes_up_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("x")
+    with as_file(path) as file:
+        assert file == path
+    assert path.exists()

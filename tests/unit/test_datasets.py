@@ -306,3 +306,38 @@ def test_banking_and_spam_and_movies(realdata, tmp_path):
     ratings = file("recsys-ml-latest-small/ratings.csv", columns=columns)
     movies = datasets.build(Ratings(), [ratings], Split(seed=42), tmp_path / "movies")
     assert sum(movies.num_examples.values()) == 100_004
+
+
+class Divided(Texts):
+    """Each file divides its examples itself, and brings titles."""
+
+    def read(self, file: DataFile) -> Mapping[str, pa.Table]:
+        examples = super().read(file)
+        assert isinstance(examples, pa.Table)
+        file.warnings.append(DataProblem(file=file.name, message="odd, and yet read"))
+        titles = pa.table({"title": [file.name]})
+        return {"train": examples.slice(0, 60), "test": examples.slice(60), "titles": titles}
+
+
+@pytest.mark.parametrize(
+    ("split", "role", "method", "counts"),
+    [
+        # What the files say holds, and the missing part comes from train.
+        (Split(), "", "given", {"test": 80}),
+        (Split(method="given"), "", "given", {"test": 80}),
+        # A way of splitting that is asked for, and a part that is stated for the file, go before it.
+        (Split(method="first-half"), "", "first-half", {"train": 100, "test": 100}),
+        (Split(), "train", "hash", {}),
+    ],
+)
+def test_a_file_may_divide_its_examples(make, tmp_path, split, role, method, counts):
+    files = [make("a.csv", rows(0, 100), role), make("b.csv", rows(100, 200), role)]
+    built = datasets.build(Divided(), files, split, tmp_path / "out")
+    assert built.split.method == method
+    assert sum(built.num_examples[part] for part in ("train", "validation", "test")) == 200
+    assert built.num_examples["titles"] == 2
+    assert {part: built.num_examples[part] for part in counts} == counts
+    assert [(w.file, w.message) for w in built.warnings] == [
+        ("a.csv", "odd, and yet read"),
+        ("b.csv", "odd, and yet read"),
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,17 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from luthier.errors import Cancelled, ParityFailed
+from luthier.errors import Cancelled, FailedPrecondition, ParityFailed
 from luthier.task import Run
 from luthier.toolkit import precision, progress
 from luthier.toolkit.batches import in_order_of_length, length_buckets, pad
 from luthier.toolkit.checkpoint import BestCheckpoint
 from luthier.toolkit.export import check_onnx, export_onnx
+from luthier.toolkit.loop import Beat, Recipe, Validation, fit
 from luthier.toolkit.optim import decay_matrices, warm_up_then_decay
 from luthier.toolkit.precision import autocast, has_bfloat16
 from luthier.toolkit.progress import Progress
+from luthier.toolkit.vision import shuffled_batches
 
 LENGTHS = np.random.default_rng(0).integers(1, 100, 1003)
 
@@ -173,3 +176,84 @@ def test_an_export_is_written_and_checked(tmp_path: Path, capfd: pytest.CaptureF
         check_onnx(path, Times(2.5), batches, tolerance=1e-4)
     with pytest.raises(ParityFailed, match="by nan"):
         check_onnx(path, Times(float("nan")), batches, tolerance=1e-4)
+
+
+class Line(nn.Module):
+    """y = a x + b."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Linear(1, 1)
+        nn.init.zeros_(self.line.weight)
+        nn.init.zeros_(self.line.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.line(x)
+
+
+def fit_line(directory: Path, scores: list[float] | None, *, rate: float = 0.1, **recipe: Any) -> tuple[Line, Run]:
+    """Fits y = 3 x - 1 and takes the given scores for those of the epochs."""
+    line, x = Line(), torch.linspace(-1, 1, 32)[:, None]
+    random = np.random.default_rng(0)
+    run = Run(parts={}, config=None, base=None, seed=0, directory=directory)
+    given = iter(scores or [])
+
+    def loss(indices: np.ndarray) -> torch.Tensor:
+        return (line(x[indices]) - (3 * x[indices] - 1)).pow(2).mean()
+
+    def validate(beat: Beat) -> Validation:
+        assert not line.training
+        return Validation(next(given), 0.0, {"validation/score": 1.0})
+
+    fit(
+        run,
+        line,
+        decay_matrices(line, rate, 0.0),
+        Recipe(**{"epochs": 60, "batch_size": 8, "warmup": 0.1, **recipe}),
+        32,
+        lambda: shuffled_batches(32, 8, random),
+        loss,
+        validate if scores else None,
+    )
+    return line, run
+
+
+@pytest.mark.parametrize("decay", ["linear", "cosine"])
+def test_the_loop_fits(tmp_path: Path, decay: str) -> None:
+    line, run = fit_line(tmp_path, None, decay=decay)
+    assert line.line.weight.item() == pytest.approx(3, abs=0.01)
+    assert line.line.bias.item() == pytest.approx(-1, abs=0.01)
+    assert not line.training
+    assert run.figures["steps"] == 240
+    assert run.figures["best_epoch"] == run.figures["epochs_run"] == 60
+
+
+def test_the_loop_keeps_the_best_epoch_and_stops(tmp_path: Path) -> None:
+    line, run = fit_line(tmp_path, [0.1, 0.5, 0.3, 0.2, 0.9], patience=2)
+    assert run.figures["epochs_run"] == 4
+    assert run.figures["best_epoch"] == 2
+    assert line.line.weight.item() < 1, "two epochs of warm-up do not lead far"
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(FailedPrecondition, match="diverged"):
+        fit_line(tmp_path, None, rate=float("inf"))
+
+
+def test_cosine_and_line_meet_at_the_ends() -> None:
+    def rates(decay: Any) -> list[float]:
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        schedule = warm_up_then_decay(optimizer, 100, 0.1, decay)
+        found = []
+        for _ in range(100):
+            found.append(schedule.get_last_lr()[0])
+            optimizer.step()
+            schedule.step()
+        return found
+
+    line, cosine = rates("linear"), rates("cosine")
+    assert line[:10] == cosine[:10] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
+    assert line[55] == pytest.approx(0.5)
+    assert cosine[55] == pytest.approx(0.5)
+    assert cosine[90] == pytest.approx((1 - math.cos(math.pi / 9)) / 2)
+    assert line[99] == pytest.approx(1 / 90)
