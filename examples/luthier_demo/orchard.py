@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +47,8 @@ def write_folders(folder: Path, per_kind: int = 40, seed: int = 1) -> Path:
 def write_coco(folder: Path, count: int = 160, seed: int = 2) -> Path:
     """Pictures of up to five fruit with their boxes, in COCO's format."""
     (folder / "images").mkdir(parents=True)
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, scene in enumerate(scenes(count, seed)):
         name = f"{number:03}.jpg"
         Image.fromarray(scene.image).save(folder / "images" / name, quality=88)
@@ -170,7 +172,8 @@ def _table(random: np.random.Generator, height: int, width: int) -> Array:
             pattern = 0.45 * ((along % 0.16 < 0.05) | (across % 0.16 < 0.05))
         case _:
             pattern = 1.1 * clouds
-    return base * (1 + 0.3 * pattern + 0.2 * clouds)[..., None] + random.normal(0, 4, (height, width, 3))
+    table: Array = base * (1 + 0.3 * pattern + 0.2 * clouds)[..., None] + random.normal(0, 4, (height, width, 3))
+    return table
 
 
 def _bump(angle: Array, at: float, width: float) -> Array:

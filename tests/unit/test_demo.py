@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import signal
 import socket
 import subprocess
@@ -15,13 +16,13 @@ import numpy as np
 import pytest
 
 import luthier_demo
-from luthier_demo import bookshop, demo
+from luthier_demo import bookshop, demo, letters, orchard, stops
 from luthier_demo.server import Server, ServerFailed, end, serve
 
 
 @pytest.fixture(scope="module")
 def reviews() -> list[dict[str, str]]:
-    with demo.REVIEWS.open(encoding="utf-8", newline="") as file:
+    with stops.REVIEWS.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -44,20 +45,20 @@ def test_reviews_are_no_template_with_other_nouns(reviews: list[dict[str, str]])
 
 
 def test_predicted_reviews_are_not_among_the_data(reviews: list[dict[str, str]]) -> None:
-    assert not {row["review"] for row in reviews} & set(demo.NEW_REVIEWS)
+    assert not {row["review"] for row in reviews} & set(stops.NEW_REVIEWS)
 
 
 def test_books_have_their_own_titles() -> None:
     books = bookshop.read_catalogue()
     assert len(books) == 360
     assert len({book.title for book in books}) == len({book.id for book in books}) == len(books)
-    assert {demo.SIMILAR_TO, *demo.HISTORY} <= {book.title for book in books}
+    assert {stops.SIMILAR_TO, *stops.HISTORY} <= {book.title for book in books}
 
 
 def test_purchases_are_as_many_as_a_shop_has(purchases: list[bookshop.Purchase]) -> None:
     assert 25_000 < len(purchases) < 35_000
     assert len({purchase.reader for purchase in purchases}) == bookshop.NUM_READERS
-    assert demo.READER in {purchase.reader for purchase in purchases}
+    assert stops.READER in {purchase.reader for purchase in purchases}
     assert len({(purchase.reader, purchase.book) for purchase in purchases}) == len(purchases)
     assert {purchase.copies for purchase in purchases} == {1, 2, 3}
     assert all(one.time <= other.time for one, other in pairwise(purchases))
@@ -162,6 +163,42 @@ def test_the_demo_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr(demo, "NEEDED", ("numpy", "a_package_that_nobody_has"))
     assert luthier_demo.run(exit_after=True) == 2
     assert "needs a_package_that_nobody_has: pip install 'luthier[train]'" in capsys.readouterr().out
+
+
+def test_the_demo_knows_its_stops(capsys: pytest.CaptureFixture[str]) -> None:
+    assert luthier_demo.run(["poetry"], exit_after=True) == 2
+    assert "there is no demo of poetry; there are text-classification" in capsys.readouterr().out
+
+
+def test_fruit_lie_where_their_boxes_and_masks_say() -> None:
+    scenes = orchard.scenes(40, seed=5)
+    assert sum(not scene.fruit for scene in scenes) in range(1, 6), "some tables are empty"
+    for scene in scenes:
+        assert scene.image.shape == (128, 160, 3)
+        assert scene.mask.shape == (128, 160)
+        for kind, (left, top, width, height) in scene.fruit:
+            inside = scene.mask[top : top + height, left : left + width] == orchard.KINDS.index(kind) + 1
+            assert inside.any(0)[[0, -1]].all()
+            assert inside.any(1)[[0, -1]].all()
+
+
+def test_pictures_follow_from_the_seed(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        orchard.write_coco(tmp_path / name, count=4)
+    files = [sorted(path for path in (tmp_path / name).rglob("*") if path.is_file()) for name in ("one", "two")]
+    assert len(files[0]) == 5
+    assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
+
+
+def test_letters_mark_what_they_say(tmp_path: Path) -> None:
+    written = [json.loads(line) for line in letters.write(tmp_path / "l.jsonl").read_text("utf-8").splitlines()]
+    assert len(written) > 550
+    marked = Counter(entity["label"] for letter in written for entity in letter["entities"])
+    assert marked.keys() == {"PERSON", "PLACE", "COMPANY", "DATE"}
+    assert min(marked.values()) > 150
+    places = {one["text"][e["start"] : e["end"]] for one in written for e in one["entities"] if e["label"] == "PLACE"}
+    assert places == set(letters._PLACES)
+    assert not any("{" in letter["text"] for letter in written)
 
 
 def held_out(purchases: list[bookshop.Purchase]) -> tuple[np.ndarray, np.ndarray]:
