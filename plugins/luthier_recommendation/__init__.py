@@ -78,6 +78,13 @@ class Recommendation(Task):
         users = examples["user"].unique().to_pylist()
         return [pb.Instance(user=user, k=metrics.CUTOFF, allow_unknown=True) for user in users]
 
+    def rows(self, examples: pa.Table) -> list[list[int]]:
+        """All examples of a user, for each user in the order of `instances`."""
+        rows: dict[str, list[int]] = {}
+        for row, user in enumerate(examples["user"].to_pylist()):
+            rows.setdefault(user, []).append(row)
+        return list(rows.values())
+
     def score(self, examples: pa.Table, predictions: Sequence[Message]) -> Evaluation:
         """Ranking metrics at 10, see `metrics.score`."""
         from luthier_recommendation import metrics

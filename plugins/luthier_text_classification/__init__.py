@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
 
+SCORED = 20
+"""Classes that an evaluation asks of each text: the others have a probability below 1 / 21."""
+
+
 class TextClassification(Task):
     """The task `text-classification`."""
 
@@ -58,14 +62,21 @@ class TextClassification(Task):
         return TextClassificationCodec(directory)
 
     def instances(self, examples: pa.Table) -> list[Message]:
-        """The texts."""
-        return [pb.Instance(text=text) for text in examples["text"].to_pylist()]
+        """The texts, with more than the best class asked of each, for the curves."""
+        return [pb.Instance(text=text, top_k=SCORED) for text in examples["text"].to_pylist()]
 
     def score(self, examples: pa.Table, predictions: Sequence[Any]) -> Evaluation:
-        """Accuracy; precision, recall and F1 by class and averaged; the confusion matrix."""
+        """Accuracy; precision, recall and F1 by class and averaged; the confusion matrix; precision-recall curves."""
         from luthier_text_classification import metrics
 
-        return metrics.score(examples["label"].to_pylist(), [prediction.label for prediction in predictions])
+        return metrics.score(examples["label"].to_pylist(), predictions)
+
+    def grades(self, examples: pa.Table, predictions: Sequence[Any]) -> list[float]:
+        """The probability of the class predicted, negative where it is wrong: last comes the surest mistake."""
+        return [
+            prediction.score if prediction.label == label else -prediction.score
+            for label, prediction in zip(examples["label"].to_pylist(), predictions, strict=True)
+        ]
 
 
 @hookimpl

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from luthier import curves
 from luthier.task import ClassScores, ConfusionMatrix, Evaluation
+from luthier.tasks.text_classification.v1.text_classification_pb2 import Prediction
 
 
-def score(truth: Sequence[str], predicted: Sequence[str]) -> Evaluation:
+def score(truth: Sequence[str], predictions: Sequence[Prediction]) -> Evaluation:
     """Compares labels. Classes are those that occur on either side; what would divide by zero is 0.
 
     `*_macro` is the plain mean over these classes, `f1_weighted` the mean weighted by each class's examples.
     """
     from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 
+    predicted = [prediction.label for prediction in predictions]
     labels = sorted({*truth, *predicted})
     by_class = precision_recall_fscore_support(truth, predicted, labels=labels, zero_division=0)
     macro = precision_recall_fscore_support(truth, predicted, labels=labels, average="macro", zero_division=0)
@@ -29,8 +32,14 @@ def score(truth: Sequence[str], predicted: Sequence[str]) -> Evaluation:
             "f1_weighted": weighted[2],
         },
         per_class=[
-            ClassScores(label=label, support=support, metrics={"precision": precision, "recall": recall, "f1": f1})
+            ClassScores(label=label, support=int(support), metrics={"precision": precision, "recall": recall, "f1": f1})
             for label, precision, recall, f1, support in zip(labels, *by_class, strict=True)
         ],
         confusion_matrix=ConfusionMatrix(labels=labels, counts=counts.ravel().tolist()),
+        curves=curves.classifier(truth, [_scores(prediction) for prediction in predictions]),
     )
+
+
+def _scores(prediction: Prediction) -> dict[str, float]:
+    """Probabilities by class, as far as the prediction has them."""
+    return {prediction.label: prediction.score} | {entry.label: entry.score for entry in prediction.top}

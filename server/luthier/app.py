@@ -85,18 +85,22 @@ class App:
         options = _OPTIONS | {"grpc.max_receive_message_length": self._settings.max_request_bytes}
         server = grpc.server(self._predictions, interceptors=[ErrorInterceptor()], options=list(options.items()))
         pooled = PooledServer(server, self._control, self._streams)
-        catalogue = Catalogue.load(self._settings.home / "bases.toml")
+        catalogue = Catalogue.load(self._settings.home / "bases.toml", self._database)
         registry, store, operations = self._registry, self._store, self._operations
 
         task_pb2_grpc.add_TaskServiceServicer_to_server(TaskService(self._plugins), pooled)
-        base_pb2_grpc.add_BaseServiceServicer_to_server(BaseService(catalogue, store, operations), pooled)
+        base_pb2_grpc.add_BaseServiceServicer_to_server(
+            BaseService(catalogue, store, operations, registry, self._plugins), pooled
+        )
         dataset_pb2_grpc.add_DatasetServiceServicer_to_server(
             DatasetService(registry, store, operations, self._plugins), pooled
         )
         model_pb2_grpc.add_ModelServiceServicer_to_server(
             ModelService(registry, store, operations, self._plugins, catalogue), pooled
         )
-        evaluation_pb2_grpc.add_EvaluationServiceServicer_to_server(EvaluationService(registry, operations), pooled)
+        evaluation_pb2_grpc.add_EvaluationServiceServicer_to_server(
+            EvaluationService(registry, store, operations), pooled
+        )
         operations_pb2_grpc.add_OperationsServicer_to_server(LongRunningService(operations, self._revisions), pooled)
         operation_pb2_grpc.add_OperationServiceServicer_to_server(OperationService(operations, self._revisions), pooled)
         prediction_pb2_grpc.add_PredictionServiceServicer_to_server(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import PurePosixPath
 
@@ -30,9 +30,16 @@ class Archive:
     def __init__(self, archive: zipfile.ZipFile, name: str) -> None:
         self._archive = archive
         self._name = name
-        self._members = _members(archive, name)
+        members, folders = _members(archive, name)
+        common = _common_folder([*members, *(f"{folder}/" for folder in folders)])
+        self._members = {path.removeprefix(common): info for path, info in members.items()}
         self.names: tuple[str, ...] = tuple(sorted(self._members))
         """Paths of all files, sorted."""
+        self.folders: tuple[str, ...] = tuple(
+            sorted(folder.removeprefix(common) for folder in folders if not common.startswith(f"{folder}/"))
+        )
+        """Paths of the folders that the zip lists as such, sorted: those without a file among them, where the program
+        that packed it keeps them."""
 
     def __contains__(self, path: str) -> bool:
         return path in self._members
@@ -65,16 +72,20 @@ def open_archive(file: DataFile) -> Iterator[Archive]:
         yield Archive(archive, file.name)
 
 
-def _members(archive: zipfile.ZipFile, name: str) -> dict[str, zipfile.ZipInfo]:
-    """The files within, checked; raises InvalidData."""
+def _members(archive: zipfile.ZipFile, name: str) -> tuple[dict[str, zipfile.ZipInfo], list[str]]:
+    """The files within, checked, and the folders that are listed; raises InvalidData."""
     problems: list[DataProblem] = []
     members: dict[str, zipfile.ZipInfo] = {}
+    folders: list[str] = []
     listed = archive.infolist()
     if len(listed) > MAX_FILES:
         raise InvalidData([DataProblem(file=name, message=f"{len(listed)} files; at most {MAX_FILES} are taken")])
     for info in listed:
         path = PurePosixPath(info.filename.replace("\\", "/"))
-        if info.is_dir() or _JUNK.intersection(path.parts) or path.name.startswith("._"):
+        if _JUNK.intersection(path.parts) or path.name.startswith("._"):
+            continue
+        if info.is_dir():
+            folders.append(path.as_posix())
             continue
         if why := _refused(info, path):
             problems.append(DataProblem(file=f"{name}/{info.filename}", message=why))
@@ -85,7 +96,7 @@ def _members(archive: zipfile.ZipFile, name: str) -> dict[str, zipfile.ZipInfo]:
         raise InvalidData(problems)
     if not members:
         raise InvalidData([DataProblem(file=name, message="the zip holds no file")])
-    return _without_common_folder(members)
+    return members, folders
 
 
 def _refused(info: zipfile.ZipInfo, path: PurePosixPath) -> str:
@@ -100,10 +111,12 @@ def _refused(info: zipfile.ZipInfo, path: PurePosixPath) -> str:
     return ""
 
 
-def _without_common_folder(members: dict[str, zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
+def _common_folder(paths: Sequence[str]) -> str:
+    """The folders, with `/` behind each, that all paths begin with, as long as there are folders within."""
+    common = ""
     while True:
-        folders = {path.partition("/")[0] for path in members}
-        inner = {path.partition("/")[2]: info for path, info in members.items()}
-        if len(folders) != 1 or not any("/" in path for path in inner):
-            return members
-        members = inner
+        inner = [path.removeprefix(common) for path in paths if path != common]
+        folders = {path.partition("/")[0] for path in inner}
+        if len(folders) != 1 or not any("/" in path.partition("/")[2] for path in inner):
+            return common
+        common += f"{folders.pop()}/"

@@ -2,7 +2,7 @@
 
 Bytes are accepted by their SHA-256, whatever brought them. The folder of all bases holds for each base its folder,
 whole and verified or not there at all, and beside it `ID.json`: what was accepted, so that a file for which no hash
-was published may not change later.
+was published may not change later. A base that was imported lies in a folder `ID@DIGEST`, and the database knows it.
 """
 
 from __future__ import annotations
@@ -10,19 +10,28 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import re
 import shutil
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
 from importlib import resources
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 
-from luthier import sources
-from luthier.errors import BaseUnavailable, InvalidArgument, NotFound
+import sqlalchemy as sa
+
+from luthier import entries, sources
+from luthier.database import Database, imported_bases, now
+from luthier.entries import Entry
+from luthier.errors import (
+    AlreadyExists,
+    BaseUnavailable,
+    DataLoss,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+)
 from luthier.store import publish
 from luthier.v1 import base_pb2
 
@@ -30,90 +39,98 @@ Report = Callable[[str, int, int], None]
 """Takes a stage, the bytes done in it and their total, as far as that is known."""
 
 _CHUNK = 1 << 20
-_ID = re.compile("[a-z0-9][a-z0-9._-]{0,62}")
-_SHA256 = re.compile("[0-9a-f]{64}")
 
 
-@dataclass(frozen=True)
-class File:
-    """A file of a base."""
-
-    path: str
-    """Path within the base, with `/`."""
-    sha256: tuple[str, ...] = ()
-    """The hashes accepted; none: the one that the first pull records."""
-    size_bytes: int = 0
-    """0 where it is not known."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """A base of the catalogue."""
-
-    id: str
-    title: str
-    tasks: tuple[str, ...]
-    architecture: str
-    num_parameters: int
-    input: str
-    license: str
-    files: tuple[File, ...]
-    sources: tuple[str, ...]
-    """Where to fetch it from, in the order tried."""
-
-    def __post_init__(self) -> None:
-        if not _ID.fullmatch(self.id):
-            raise ValueError("an id is made of small letters, digits, `.`, `-` and `_`, at most 63")
-        if not self.files or not self.sources:
-            raise ValueError("a base needs files and sources")
-        for file in self.files:
-            if PurePosixPath(file.path).is_absolute() or ".." in PurePosixPath(file.path).parts:
-                raise ValueError(f"{file.path!r} leads out of the base")
-            if not all(_SHA256.fullmatch(sha256) for sha256 in file.sha256):
-                raise ValueError(f"{file.path}: a SHA-256 has 64 small hexadecimal digits")
-
-
-@dataclass(frozen=True)
 class Catalogue:
-    """All bases by id."""
+    """All bases by id: those of the catalogue files, as they were at the start, and those imported, as they are now."""
 
-    entries: Mapping[str, Entry]
+    def __init__(self, entries: Mapping[str, Entry], database: Database | None = None) -> None:
+        self._entries = entries
+        self._database = database
 
     @classmethod
-    def load(cls, extra: Path | None = None) -> Catalogue:
+    def load(cls, extra: Path | None = None, database: Database | None = None) -> Catalogue:
         """Reads Luthier's own catalogue and, where it exists, an operator's, whose entries replace those of equal id.
 
-        Raises InvalidArgument where the operator's cannot be understood.
+        `database` knows the imported ones. Raises InvalidArgument where the operator's cannot be understood.
         """
         own = (resources.files("luthier") / "catalogue.toml").read_text(encoding="utf-8")
-        entries = {id: _entry(id, table, own=False) for id, table in tomllib.loads(own).items()}
+        found = {id: entries.parse(id, table, own=False) for id, table in tomllib.loads(own).items()}
         if extra and extra.is_file():
-            entries |= _operators(extra)
-        return cls(entries)
+            found |= _operators(extra)
+        return cls(found, database)
+
+    def all(self) -> list[Entry]:
+        """Every base: of Luthier's catalogue, of the operator's, imported, the newest last."""
+        return [*self._entries.values(), *(entry for entry in self._imported() if entry.id not in self._entries)]
 
     def get(self, id: str) -> Entry:
         """Returns an entry, or raises NotFound naming those there are."""
-        if id not in self.entries:
-            raise NotFound(f"bases/{id}", f"there are {', '.join(self.entries)}")
-        return self.entries[id]
+        if id in self._entries:
+            return self._entries[id]
+        if found := self._imported(id):
+            return found[0]
+        raise NotFound(f"bases/{id}", f"there are {', '.join(entry.id for entry in self.all())}")
+
+    def check_free(self, id: str) -> None:
+        """Raises AlreadyExists where a base has this id."""
+        if id in self._entries or self._imported(id):
+            raise AlreadyExists(f"there is a base {id} already; delete it first, or choose another id")
+
+    def add(self, connection: sa.Connection, entry: Entry) -> None:
+        """Records an imported base; raises AlreadyExists where its id is taken."""
+        if entry.id in self._entries or _rows(connection, entry.id):
+            raise AlreadyExists(f"there is a base {entry.id} already; delete it first, or choose another id")
+        record = entries.to_proto(entry).SerializeToString(deterministic=True)
+        connection.execute(
+            imported_bases.insert().values(id=entry.id, digest=entry.digest, record=record, create_time=now())
+        )
+
+    def delete(self, id: str) -> Entry:
+        """Forgets an imported base and returns what it was; raises FailedPrecondition for one of a catalogue file."""
+        entry = self.get(id)
+        if not entry.imported or self._database is None:
+            raise FailedPrecondition(f"bases/{id} is of the catalogue; only imported bases can be deleted")
+        with self._database.write() as connection:
+            connection.execute(imported_bases.delete().where(imported_bases.c.id == id))
+        return entry
+
+    def _imported(self, id: str = "") -> list[Entry]:
+        if self._database is None:
+            return []
+        with self._database.read() as connection:
+            return _rows(connection, id)
+
+
+def _rows(connection: sa.Connection, id: str = "") -> list[Entry]:
+    query = sa.select(imported_bases).order_by(imported_bases.c.create_time, imported_bases.c.id)
+    found = connection.execute(query.where(imported_bases.c.id == id) if id else query)
+    return [entries.from_proto(base_pb2.Base.FromString(row.record), row.digest) for row in found]
 
 
 def pull(entry: Entry, directory: Path, report: Report = lambda stage, done, total: None) -> Path:
-    """Returns the folder of a base, `directory/ID`, after fetching it from the first source that has it all.
+    """Returns the folder of a base in `directory` after fetching it from the first source that has it all.
 
     What is there already is verified; a damaged base is fetched again. Of several processes one fetches and the others
-    wait. Raises BaseUnavailable with every source and why it failed, and whatever `report` raises.
+    wait. Raises BaseUnavailable with every source and why it failed, DataLoss for a damaged base that was imported, and
+    whatever `report` raises.
     """
-    target, record = directory / entry.id, directory / f"{entry.id}.json"
+    target, record = directory / entry.folder, directory / f"{entry.id}.json"
+    if entry.imported:
+        if not all(_is_accepted(target / file.path, file.sha256) for file in entry.files):
+            raise DataLoss(f"the files of the base {entry.id} are no longer as imported; delete it and import it again")
+        return target
     with _locked(directory / f".{entry.id}.lock", lambda: report("waiting", 0, 1)):
         accepted = _accepted(entry, record)
         if all(_is_accepted(target / file.path, accepted[file.path]) for file in entry.files):
+            _describe(entry, target)
             return target
         work = directory / f".{entry.id}.work"
         shutil.rmtree(work, ignore_errors=True)
         try:
             source, fetched = _fetch_any(entry, accepted, work, report)
             _write(record, {"source": source, "files": fetched})
+            _describe(entry, work / "base")
             shutil.rmtree(target, ignore_errors=True)
             publish(work / "base", target)
         finally:
@@ -123,23 +140,12 @@ def pull(entry: Entry, directory: Path, report: Report = lambda stage, done, tot
 
 def proto(entry: Entry, directory: Path) -> base_pb2.Base:
     """An entry as the API shows it; `directory` is the folder of all bases."""
-    recorded = _recorded(directory / f"{entry.id}.json")
-    base = base_pb2.Base(
-        name=f"bases/{entry.id}",
-        title=entry.title,
-        tasks=entry.tasks,
-        architecture=entry.architecture,
-        num_parameters=entry.num_parameters,
-        input=entry.input,
-        license=entry.license,
-        sources=entry.sources,
-        pulled=all((directory / entry.id / file.path).is_file() for file in entry.files),
-    )
-    for file in entry.files:
-        known = recorded.get(
-            file.path, {"sha256": file.sha256[0] if file.sha256 else "", "size_bytes": file.size_bytes}
-        )
-        base.files.add(path=file.path, **known)
+    base = entries.to_proto(entry)
+    base.pulled = all((directory / entry.folder / file.path).is_file() for file in entry.files)
+    recorded = {} if entry.imported else _recorded(directory / f"{entry.id}.json")
+    for file in base.files:
+        if file.path in recorded:
+            file.MergeFrom(base_pb2.BaseFile(**recorded[file.path]))
     return base
 
 
@@ -180,7 +186,7 @@ def _fetch(
             path.parent.mkdir(parents=True, exist_ok=True)
             with open_file(file.path) as stream:
                 sha256, size = _copy(stream, path, progress)
-            if accepted[file.path] and sha256 not in accepted[file.path]:
+            if accepted[file.path] and not sha256.startswith(accepted[file.path]):
                 raise sources.SourceError(
                     f"{file.path} is refused: its SHA-256 is {sha256}, accepted is {' or '.join(accepted[file.path])}"
                 )
@@ -205,12 +211,15 @@ def _copy(stream: IO[bytes], path: Path, progress: Callable[[int], None]) -> tup
 
 
 def _accepted(entry: Entry, record: Path) -> dict[str, tuple[str, ...]]:
-    """The hashes accepted for each file: those of the catalogue, else the recorded one, else none yet."""
+    """What each file's hash may begin with: those of the catalogue, else the recorded one, else what was published."""
     recorded = _recorded(record)
-    return {
-        file.path: file.sha256 or ((recorded[file.path]["sha256"],) if file.path in recorded else ())
-        for file in entry.files
-    }
+    accepted: dict[str, tuple[str, ...]] = {}
+    for file in entry.files:
+        if file.sha256 or file.path not in recorded:
+            accepted[file.path] = file.sha256 or ((file.sha256_prefix,) if file.sha256_prefix else ())
+        else:
+            accepted[file.path] = (recorded[file.path]["sha256"],)
+    return accepted
 
 
 def _is_accepted(path: Path, accepted: tuple[str, ...]) -> bool:
@@ -226,6 +235,14 @@ def _recorded(record: Path) -> dict[str, Any]:
         return {}
     recorded: dict[str, Any] = json.loads(record.read_bytes())["files"]
     return recorded
+
+
+def _describe(entry: Entry, directory: Path) -> None:
+    """Writes the base's BASE_FILE, unless it is one of the files fetched or is there as it should be."""
+    path, content = directory / entries.BASE_FILE, entry.description()
+    fetched = any(file.path == entries.BASE_FILE for file in entry.files)
+    if not fetched and not (path.is_file() and json.loads(path.read_bytes()) == content):
+        _write(path, content)
 
 
 def _write(record: Path, content: dict[str, Any]) -> None:
@@ -250,30 +267,16 @@ def _locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
 
 
 def _operators(path: Path) -> dict[str, Entry]:
-    violations, entries = {}, {}
+    violations, found = {}, {}
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InvalidArgument({path.name: str(error)}) from error
     for id, table in tables.items():
         try:
-            entries[id] = _entry(id, table, own=True)
+            found[id] = entries.parse(id, table, own=True)
         except (AttributeError, TypeError, ValueError) as error:
             violations[f"{path.name}: {id}"] = str(error)
     if violations:
         raise InvalidArgument(violations)
-    return entries
-
-
-def _entry(id: str, table: dict[str, Any], *, own: bool) -> Entry:
-    """An entry of a catalogue file; raises ValueError or TypeError where it is none."""
-    keys = {field.name for field in fields(Entry)} - {"id"}
-    if table.keys() != keys:
-        raise ValueError(f"a base has the keys {', '.join(sorted(keys))}, and no others")
-    for source in table["sources"]:
-        sources.check(source, own=own)
-    listed = [
-        File(path, **{**facts, "sha256": tuple(facts.get("sha256", ()))}) for path, facts in table["files"].items()
-    ]
-    tasks, origins = tuple(table["tasks"]), tuple(table["sources"])
-    return Entry(**{**table, "id": id, "tasks": tasks, "sources": origins, "files": tuple(listed)})
+    return found

@@ -138,7 +138,7 @@ def _feed(update: Callable[[Any], None], column: pa.ChunkedArray) -> None:
     elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
         update(_raw(pc.fill_null(pc.list_value_length(column), 0), "<i8"))
         _feed(update, pc.list_flatten(column))
-    elif pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
+    elif kind in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary()):
         update(_raw(pc.fill_null(pc.binary_length(column), 0), "<i8"))
         for chunk in column.cast(pa.large_binary()).chunks:
             update(_content(chunk.drop_null()))

@@ -33,6 +33,7 @@ Request: TypeAlias = (
     | model_pb2.FineTuneRequest
     | evaluation_pb2.EvaluateRequest
     | base_pb2.PullBaseRequest
+    | base_pb2.ImportBaseRequest
 )
 """What starts an operation; each has a `request_id`."""
 

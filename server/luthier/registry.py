@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,6 +17,16 @@ from luthier.operations import timestamp
 from luthier.v1 import dataset_pb2, evaluation_pb2, model_pb2
 
 _MODELS_REVISION = sa.select(db.revisions.c.value).where(db.revisions.c.name == "models")
+
+
+@dataclass(frozen=True)
+class Leftovers:
+    """What a deletion left on disk for nobody."""
+
+    digests: list[str]
+    """Of bundles."""
+    evaluations: list[str]
+    """Ids, of reports."""
 
 
 class Registry:
@@ -152,6 +163,16 @@ class Registry:
         with self._database.read() as connection:
             return [model_pb2.ModelVersion.FromString(r) for r in connection.execute(query).scalars()]
 
+    def operation_of(self, model: str, number: int) -> str:
+        """The id of the operation that published a version; raises NotFound where there is no such version."""
+        table = db.model_versions
+        query = sa.select(table.c.operation).where(table.c.model == model, table.c.number == number)
+        with self._database.read() as connection:
+            operation: str | None = connection.execute(query).scalar()
+        if operation is None:
+            raise NotFound(names.model_version(model, number))
+        return operation
+
     def models_revision(self) -> int:
         """A number that grows with every change to a model, version or alias."""
         with self._database.read() as connection:
@@ -231,27 +252,29 @@ class Registry:
                 raise NotFound(f"models/{model}/aliases/{alias}")
             bump(connection, "models")
 
-    def delete_model(self, id: str) -> list[str]:
-        """Deletes a model; returns the digests that no version holds any more. Raises NotFound."""
+    def delete_model(self, id: str) -> Leftovers:
+        """Deletes a model with its evaluations; returns what no other holds any more. Raises NotFound."""
         with self._database.write() as connection:
             table = db.model_versions
             digests = connection.execute(sa.select(table.c.digest).where(table.c.model == id)).scalars().all()
+            evaluations = _evaluations(connection, db.evaluations.c.model == id)
             if not connection.execute(db.models.delete().where(db.models.c.id == id)).rowcount:
                 raise NotFound(f"models/{id}")
             bump(connection, "models")
-            return _unreferenced(connection, table, digests)
+            return Leftovers(_unreferenced(connection, table, digests), evaluations)
 
-    def delete_model_version(self, model: str, number: int) -> list[str]:
-        """Deletes a version; raises FailedPrecondition where an alias names it. Returns digests as `delete_model`."""
+    def delete_model_version(self, model: str, number: int) -> Leftovers:
+        """Deletes a version as `delete_model` a model; raises FailedPrecondition where an alias names it."""
         version = self.model_version(model, number)
         with self._database.write() as connection:
             query = sa.select(db.aliases.c.alias).where(db.aliases.c.model == model, db.aliases.c.number == number)
             if held := connection.execute(query).scalars().all():
                 raise FailedPrecondition(f"the alias {', '.join(sorted(held))} points at it; move the alias first")
-            table = db.model_versions
+            table, of = db.model_versions, db.evaluations
+            evaluations = _evaluations(connection, (of.c.model == model) & (of.c.model_number == number))
             connection.execute(table.delete().where(table.c.model == model, table.c.number == number))
             bump(connection, "models")
-            return _unreferenced(connection, table, [version.digest])
+            return Leftovers(_unreferenced(connection, table, [version.digest]), evaluations)
 
     # Evaluations.
 
@@ -345,6 +368,10 @@ def _parent(connection: sa.Connection, table: sa.Table, id: str, task: str) -> s
     if row.task != task:
         raise FailedPrecondition(f"{table.name}/{id} belongs to the task {row.task}, not to {task}")
     return row
+
+
+def _evaluations(connection: sa.Connection, where: sa.ColumnElement[bool]) -> list[str]:
+    return list(connection.execute(sa.select(db.evaluations.c.id).where(where)).scalars())
 
 
 def _unreferenced(connection: sa.Connection, table: sa.Table, digests: Sequence[str]) -> list[str]:

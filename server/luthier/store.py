@@ -1,4 +1,4 @@
-"""The home's folders, and how a finished folder of files becomes visible: whole, or not at all."""
+"""The home's folders, and how finished files become visible: whole, or not at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Store:
 
     def __init__(self, home: Path) -> None:
         self.home = home.absolute()
-        for folder in ("uploads", "datasets", "bundles", "bases", "work"):
+        for folder in ("uploads", "datasets", "bundles", "bases", "reports", "work"):
             (self.home / folder).mkdir(parents=True, exist_ok=True)
 
     def upload(self, id: str) -> Path:
@@ -26,6 +26,10 @@ class Store:
     def bundle(self, digest: str) -> Path:
         """The folder of a model version."""
         return self.home / "bundles" / digest
+
+    def report(self, evaluation: str) -> Path:
+        """The report of an evaluation, by its id; not every evaluation has one."""
+        return self.home / "reports" / f"{evaluation}.html"
 
     @property
     def bases(self) -> Path:
@@ -51,6 +55,15 @@ def publish(source: Path, target: Path) -> None:
         if not target.is_dir():
             raise
         shutil.rmtree(source)
+    _sync(target.parent)
+
+
+def write(content: bytes, target: Path) -> None:
+    """Writes a file that is seen whole or not at all, and replaces the one there is."""
+    partial = target.with_name(f"{target.name}.partial")
+    partial.write_bytes(content)
+    _sync(partial)
+    partial.replace(target)
     _sync(target.parent)
 
 

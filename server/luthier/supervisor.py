@@ -39,6 +39,7 @@ class Supervisor:
             OperationMetadata.KIND_CREATE_DATASET,
             OperationMetadata.KIND_EVALUATE,
             OperationMetadata.KIND_PULL_BASE,
+            OperationMetadata.KIND_IMPORT_BASE,
         )
         self._lanes = [
             Lane((OperationMetadata.KIND_FINE_TUNE,), settings.trainings),

@@ -24,7 +24,8 @@ from google.protobuf.message import Message
 
 from luthier import fields
 from luthier.errors import InvalidData
-from luthier.formats import Batch, Problems, lists, open_file
+from luthier.formats import Batch, lists, open_file
+from luthier.formats import Problems as Problems  # Plugins that read files of their own report with it.
 from luthier.task import PARTS, DataFile
 from luthier.v1.dataset_pb2 import Split
 

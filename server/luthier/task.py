@@ -8,6 +8,8 @@ task's example message; instances and predictions are protobuf messages of the t
 
 from __future__ import annotations
 
+import math
+import random
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +23,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from luthier.errors import InvalidArgument, InvalidData
 from luthier.v1.dataset_pb2 import DataProblem, Split
-from luthier.v1.evaluation_pb2 import ClassScores, ConfusionMatrix, Evaluation
+from luthier.v1.evaluation_pb2 import ClassScores, ConfusionMatrix, Curve, Evaluation
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,6 +33,7 @@ __all__ = [
     "ClassScores",
     "Codec",
     "ConfusionMatrix",
+    "Curve",
     "DataFile",
     "DataProblem",
     "Evaluation",
@@ -38,6 +41,7 @@ __all__ = [
     "InvalidData",
     "Method",
     "Picture",
+    "ReadOption",
     "Run",
     "Split",
     "Task",
@@ -49,6 +53,9 @@ PARTS = ("train", "validation", "test")
 
 MODEL_FILE = "model.onnx"
 """What every bundle's model is called."""
+
+GRADED = 400
+"""Predictions that are graded one by one where a task has no quicker way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +74,21 @@ class DataFile:
     """Column of the file for a field of the example, where they differ."""
     header: bool = True
     """False where the file begins with data; its columns are then called `0`, `1`, …"""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """The task's `read_options` by name, each stated or its default."""
     warnings: list[DataProblem] = field(default_factory=list)
     """For a reader to add what is odd in the file, and yet read."""
+
+
+@dataclass(frozen=True)
+class ReadOption:
+    """A choice that users have in how a task reads files."""
+
+    help: str
+    """A sentence or two for people: what the choice is about, and what each value does."""
+    default: str
+    choices: tuple[str, ...] = ()
+    """The only values allowed; empty: any, which `Task.read` checks."""
 
 
 @dataclass(frozen=True)
@@ -112,9 +132,15 @@ class Method:
 class Codec(ABC):
     """The two ends of a served model: instances to arrays, arrays to predictions. It is called from many threads."""
 
+    max_rows: ClassVar[int] = 0
+    """Most rows to compute at once, which bounds the memory where one instance may have any number of them. The model
+    is then run on so many after the other, and the first axis of all its inputs and outputs is that of the rows. 0:
+    all at once."""
+
     @abstractmethod
     def encode(self, instances: Sequence[Message]) -> Mapping[str, np.ndarray]:
-        """Returns the model's inputs by name, the first axis of each as long as `instances`.
+        """Returns the model's inputs by name. The first axis of each has one row for each instance, or more where the
+        codec cuts instances into several, as long texts into windows; `decode` then finds out whose each row is.
 
         Raises InvalidArgument with one entry `instances[i].field` for everything that is wrong.
         """
@@ -211,6 +237,8 @@ class Task(ABC):
     extra_files: ClassVar[tuple[str, ...]] = ()
     """Roles of files beside the parts, for instance `titles`; `read` gets them too."""
     splits: ClassVar[tuple[str, ...]] = ("hash",)
+    read_options: ClassVar[Mapping[str, ReadOption]] = {}
+    """What users may choose in how files are read, by name; `read` finds every one in `DataFile.options`."""
 
     @property
     def methods(self) -> list[Method]:
@@ -266,7 +294,27 @@ class Task(ABC):
 
     @abstractmethod
     def score(self, examples: pa.Table, predictions: Sequence[Message]) -> Evaluation:
-        """Scores predictions for `instances(examples)`: fills metrics, per_class, confusion_matrix, num_examples."""
+        """Scores predictions for `instances(examples)`: fills metrics, num_examples, and as far as the task has them
+        per_class, confusion_matrix and curves; `luthier.curves` draws the usual ones."""
+
+    def rows(self, examples: pa.Table) -> Sequence[Sequence[int]]:
+        """The rows that each of `instances(examples)` stands for. As it stands: one row each, in order."""
+        return [[row] for row in range(examples.num_rows)]
+
+    def grades(self, examples: pa.Table, predictions: Sequence[Message]) -> Sequence[float]:
+        """How good each prediction for `instances(examples)` is, for a report to show the best and the worst.
+
+        A higher grade is better, and one that is not a number leaves the prediction out. As it stands: the primary
+        metric of each prediction alone, its sign turned where lower is better, for GRADED predictions drawn by chance
+        where there are more.
+        """
+        sign = -1 if self.lower_is_better else 1
+        rows = self.rows(examples)
+        grades = [math.nan] * len(predictions)
+        for index in random.Random(0).sample(range(len(predictions)), min(GRADED, len(predictions))):
+            alone = self.score(examples.take(rows[index]), [predictions[index]])
+            grades[index] = sign * alone.metrics[self.primary_metric]
+        return grades
 
 
 def _message_of(field: FieldDescriptor) -> type[Message]:

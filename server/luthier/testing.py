@@ -285,6 +285,17 @@ class TaskConformance(ABC):
         some = self.task.score(fewer, predictor.predict(self.task.instances(fewer)))
         assert some.metrics.keys() == scores.metrics.keys()
 
+    def test_reports_can_show_examples(self, instances: list[Message], predictions: list[Message]) -> None:
+        """Each prediction has its rows and a grade, from its rows alone its instance is made, and curves are whole."""
+        test = self.parts()["test"]
+        count = len(predictions) - len(self.edge_cases)
+        rows, grades = self.task.rows(test), self.task.grades(test, predictions[:count])
+        assert len(rows) == len(grades) == count
+        assert any(math.isfinite(grade) for grade in grades), "no prediction has a grade"
+        assert [self.task.instances(test.take(chosen)) for chosen in rows] == [[one] for one in instances[:count]]
+        for curve in self._score(predictions).curves:
+            assert len(curve.x) == len(curve.y), f"{curve.label} of {curve.title}: as many values of x as of y"
+
     def test_serving_leaves_torch_alone(self, tuned: Tuned, predictions: list[Message], tmp_path: Path) -> None:
         """A fresh process opens the bundle, predicts and scores without torch, and comes to the same scores.
 

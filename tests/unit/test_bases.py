@@ -21,8 +21,19 @@ from pathlib import Path
 import pytest
 
 from luthier import bases, sources
-from luthier.bases import Catalogue, Entry, File, proto, pull
-from luthier.errors import BaseUnavailable, Cancelled, InvalidArgument, NotFound
+from luthier.bases import Catalogue, proto, pull
+from luthier.database import Database
+from luthier.entries import BASE_FILE, LIBRARIES, Entry, File, Preprocessing, digest_of
+from luthier.errors import (
+    AlreadyExists,
+    BaseUnavailable,
+    Cancelled,
+    DataLoss,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+)
+from luthier.v1 import base_pb2
 
 CONTENT = {"config.json": b"{}", "model.safetensors": b"w" * 3_000_000, "sub/vocab.txt": b"a\nb\n"}
 
@@ -37,6 +48,7 @@ def entry(*origins: str, content: Mapping[str, bytes] = CONTENT, hashed: bool = 
         id="tiny",
         title="Tiny",
         tasks=("text-classification",),
+        library="transformers",
         architecture="BertModel",
         num_parameters=7,
         input="text",
@@ -47,7 +59,10 @@ def entry(*origins: str, content: Mapping[str, bytes] = CONTENT, hashed: bool = 
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """The files of a base besides what the pull itself writes."""
+    found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    del found[BASE_FILE]
+    return found
 
 
 class Mirror:
@@ -141,18 +156,21 @@ OPERATORS = """
 [{id}]
 title = "Ours"
 tasks = ["text-classification"]
+library = "{library}"
 architecture = "BertModel"
 num_parameters = 1
 input = "text"
 license = "MIT"
 sources = ["{source}"]
-files = {{ "{file}" = {{ sha256 = ["{sha256}"] }} }}
+files = {{ "model.safetensors" = {{}}, "{file}" = {{ sha256 = ["{sha256}"] }} }}
 """
 
 
-def operators(tmp_path: Path, id="ours", source="file:/srv/base", file="config.json", sha256="0" * 64) -> Path:
+def operators(
+    tmp_path: Path, id="ours", source="file:/srv/base", file="config.json", sha256="0" * 64, library="transformers"
+) -> Path:
     path = tmp_path / "bases.toml"
-    path.write_text(OPERATORS.format(id=id, source=source, file=file, sha256=sha256))
+    path.write_text(OPERATORS.format(id=id, source=source, file=file, sha256=sha256, library=library))
     return path
 
 
@@ -160,7 +178,7 @@ def test_an_operators_catalogue_adds_and_replaces(tmp_path):
     assert Catalogue.load(operators(tmp_path)).get("ours").sources == ("file:/srv/base",)
     replaced = Catalogue.load(operators(tmp_path, id="minilm-l6"))
     assert replaced.get("minilm-l6").title == "Ours"
-    assert Catalogue.load(tmp_path / "absent.toml").entries == Catalogue.load().entries
+    assert Catalogue.load(tmp_path / "absent.toml").all() == Catalogue.load().all()
 
 
 @pytest.mark.parametrize(
@@ -172,11 +190,21 @@ def test_an_operators_catalogue_adds_and_replaces(tmp_path):
         ({"file": "../x"}, "leads out of the base"),
         ({"file": "/x"}, "leads out of the base"),
         ({"sha256": "abc"}, "64 small hexadecimal digits"),
+        ({"library": "keras"}, "none of timm, torchvision, transformers"),
+        ({"library": "timm"}, "a base for images has a table `preprocessing`"),
+        ({"file": "model.pth"}, "one of the files must be its weights"),
     ],
 )
 def test_what_is_wrong_in_an_operators_catalogue_is_said(tmp_path, wrong, why):
     with pytest.raises(InvalidArgument, match=why):
         Catalogue.load(operators(tmp_path, **wrong))
+
+
+def test_an_entry_of_other_keys_is_told_which(tmp_path):
+    path = operators(tmp_path)
+    path.write_text(path.read_text().replace("license", "licence"))
+    with pytest.raises(InvalidArgument, match="it lacks license and has no use for licence"):
+        Catalogue.load(path)
 
 
 @pytest.mark.parametrize("text", ["[ours]\ntitle = 'x'", "ours = 1", "[ours"])
@@ -292,6 +320,149 @@ def test_a_hash_that_was_not_published_is_recorded_and_holds_from_then_on(mirror
     shutil.rmtree(folder)
     with pytest.raises(BaseUnavailable, match=r"config\.json is refused"):
         pull(unknown, tmp_path)
+
+
+def prefixed(prefix: str, *origins: str) -> Entry:
+    return replace(entry(*origins, hashed=False), files=(File("model.safetensors", sha256_prefix=prefix),))
+
+
+def test_the_published_beginning_of_a_hash_is_checked_and_the_whole_is_recorded(mirror, tmp_path):
+    mirror.serve(PREFIX)
+    whole = sha256(CONTENT["model.safetensors"])
+    with pytest.raises(BaseUnavailable, match=f"its SHA-256 is {whole}, accepted is 01234567"):
+        pull(prefixed("01234567", HUB), tmp_path)
+    folder = pull(prefixed(whole[:8], HUB), tmp_path)
+    assert proto(prefixed(whole[:8], HUB), tmp_path).files[0].sha256 == whole
+    # From now on the whole hash counts: a file that only begins alike is damaged.
+    (folder / "model.safetensors").write_bytes(b"damaged")
+    record = json.loads((tmp_path / "tiny.json").read_text())
+    record["files"]["model.safetensors"]["sha256"] = whole[:8] + "0" * 56
+    (tmp_path / "tiny.json").write_text(json.dumps(record))
+    with pytest.raises(BaseUnavailable, match=f"its SHA-256 is {whole}, accepted is {whole[:8]}0000"):
+        pull(prefixed(whole[:8], HUB), tmp_path)
+
+
+SEEING = Preprocessing(input_size=(224, 160), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), num_classes=1000)
+
+
+def test_the_folder_of_a_base_says_what_it_is(mirror, tmp_path):
+    mirror.serve(PREFIX)
+    text = pull(entry(HUB), tmp_path / "text")
+    assert json.loads((text / BASE_FILE).read_text()) == {
+        "id": "tiny",
+        "library": "transformers",
+        "architecture": "BertModel",
+        "weights": "model.safetensors",
+    }
+    seeing = replace(entry(HUB), library="timm", architecture="resnet18", preprocessing=SEEING)
+    vision = json.loads((pull(seeing, tmp_path / "vision") / BASE_FILE).read_text())
+    assert vision["input_size"] == [224, 160]
+    assert (vision["mean"], vision["std"], vision["num_classes"]) == ([0.5] * 3, [0.25] * 3, 1000)
+
+
+def test_a_base_that_was_pulled_without_a_description_gets_one_and_is_not_fetched_again(mirror, tmp_path):
+    mirror.serve(PREFIX)
+    folder = pull(entry(HUB), tmp_path)
+    (folder / BASE_FILE).unlink()
+    mirror.asked.clear()
+    pull(entry(HUB), tmp_path)
+    assert json.loads((folder / BASE_FILE).read_text())["architecture"] == "BertModel"
+    pull(replace(entry(HUB), architecture="RobertaModel"), tmp_path)
+    assert json.loads((folder / BASE_FILE).read_text())["architecture"] == "RobertaModel"
+    assert mirror.asked == []
+
+
+def test_a_description_among_the_files_of_a_base_stays_as_it_came(mirror, tmp_path):
+    content = {**CONTENT, BASE_FILE: b'{"id": "own"}'}
+    mirror.serve(PREFIX, content)
+    folder = pull(entry(HUB, content=content), tmp_path)
+    pull(entry(HUB, content=content), tmp_path)
+    assert (folder / BASE_FILE).read_bytes() == b'{"id": "own"}'
+
+
+def imported(directory: Path) -> Entry:
+    """An imported base whose files are in the folder of bases."""
+    files = tuple(File(path, (sha256(data),), len(data)) for path, data in CONTENT.items())
+    report = base_pb2.ImportReport(matched=3, dropped=["head.weight"], dtypes=["float16"])
+    made = replace(
+        entry(HUB),
+        library="timm",
+        preprocessing=SEEING,
+        sources=(),
+        files=files,
+        digest=digest_of(files),
+        gmacs=0.5,
+        report=report,
+    )
+    for path, data in CONTENT.items():
+        (directory / made.folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (directory / made.folder / path).write_bytes(data)
+    return made
+
+
+@pytest.fixture
+def database(tmp_path) -> Iterator[Database]:
+    database = Database(f"sqlite:///{tmp_path / 'test.db'}")
+    database.migrate()
+    yield database
+    database.close()
+
+
+def test_an_imported_base_is_seen_by_every_process_at_once_and_is_used_from_its_folder(database, tmp_path):
+    here, there = Catalogue.load(database=database), Catalogue.load(database=database)
+    made = imported(tmp_path)
+    there.check_free("tiny")
+    with database.write() as connection:
+        here.add(connection, made)
+    assert there.get("tiny") == made
+    assert there.all()[-1] == made
+    assert pull(there.get("tiny"), tmp_path) == tmp_path / f"tiny@{made.digest[:16]}"
+    shown = proto(there.get("tiny"), tmp_path)
+    assert (shown.imported, shown.pulled, shown.import_report.dropped[:]) == (True, True, ["head.weight"])
+    with pytest.raises(AlreadyExists, match="there is a base tiny already"):
+        there.check_free("tiny")
+    with pytest.raises(AlreadyExists), database.write() as connection:
+        there.add(connection, made)
+
+
+def test_an_imported_base_with_damaged_files_is_not_used(tmp_path):
+    made = imported(tmp_path)
+    (tmp_path / made.folder / "config.json").write_bytes(b"[]")
+    with pytest.raises(DataLoss, match="the files of the base tiny are no longer as imported"):
+        pull(made, tmp_path)
+
+
+def test_only_imported_bases_can_be_deleted(database, tmp_path):
+    catalogue = Catalogue.load(database=database)
+    made = imported(tmp_path)
+    with database.write() as connection:
+        catalogue.add(connection, made)
+    assert catalogue.delete("tiny") == made
+    with pytest.raises(NotFound):
+        catalogue.get("tiny")
+    with pytest.raises(FailedPrecondition, match="minilm-l6 is of the catalogue"):
+        catalogue.delete("minilm-l6")
+
+
+def test_the_catalogue_holds_small_and_large_of_each_family():
+    entries = Catalogue.load().all()
+    families = {(task, entry.library) for entry in entries for task in entry.tasks}
+    assert families == {
+        ("text-classification", "transformers"),
+        ("entity-recognition", "transformers"),
+        ("image-classification", "timm"),
+        ("object-detection", "timm"),
+        ("object-detection", "torchvision"),
+        ("semantic-segmentation", "timm"),
+        ("semantic-segmentation", "torchvision"),
+    }
+    for library in LIBRARIES:
+        sizes = [entry.num_parameters for entry in entries if entry.library == library]
+        assert max(sizes) > 10 * min(sizes)
+    assert all(entry.gmacs and entry.license for entry in entries)
+    for entry in entries:
+        assert bool(entry.languages) == (entry.library == "transformers")
+        assert entry.library != "torchvision" or entry.files[0].sha256_prefix == entry.weights[-12:-4]
 
 
 def test_a_body_cut_short_is_no_file_even_without_a_hash(mirror, tmp_path):

@@ -110,6 +110,69 @@ class Client:
         request = base_pb2.PullBaseRequest(name=names.resource("bases", base), request_id=requests.request_id())
         return Operation(self, self._call(self._bases.PullBase, request))
 
+    def import_base(
+        self,
+        base_id: str,
+        *,
+        architecture: str,
+        weights: PathLike,
+        files: Mapping[str, PathLike] | None = None,
+        tasks: Sequence[str] = (),
+        title: str = "",
+        license: str = "",
+        preprocessing: base_pb2.Preprocessing | None = None,
+        languages: Sequence[str] = (),
+    ) -> Operation[base_pb2.Base]:
+        """Uploads a checkpoint of your own and makes it a base to start from.
+
+        `architecture` is a model of timm or torchvision, or the class of a Hugging Face encoder, whose `config.json`
+        and `tokenizer.json` then belong into `files`, by their path within the base. `preprocessing` holds what is not
+        as usual for the architecture. The Base's `import_report` says what matched.
+        """
+        uploads = {path: self.upload(file) for path, file in (files or {}).items()}
+        request = requests.import_base(
+            base_id,
+            self.upload(weights),
+            uploads,
+            architecture=architecture,
+            tasks=tasks,
+            title=title,
+            license=license,
+            preprocessing=preprocessing,
+            languages=languages,
+        )
+        return Operation(self, self._call(self._bases.ImportBase, request))
+
+    def delete_base(self, base: str) -> None:
+        """Deletes a base that was imported."""
+        self._call(self._bases.DeleteBase, base_pb2.DeleteBaseRequest(name=names.resource("bases", base)))
+
+    def suggest_bases(
+        self,
+        task: str,
+        *,
+        dataset: str = "",
+        max_latency_ms: float = 0.0,
+        max_size_mb: float = 0.0,
+        language: str = "",
+        greyscale: bool = False,
+        size: int = 0,
+        max_results: int = 0,
+    ) -> base_pb2.SuggestBasesResponse:
+        """Ranks the bases for a task, the data and a budget, each with reasons, and says why others were left out."""
+        request = base_pb2.SuggestBasesRequest(
+            task=task,
+            dataset=names.dataset(dataset) if dataset else "",
+            max_latency_ms=max_latency_ms,
+            max_size_mb=max_size_mb,
+            language=language,
+            greyscale=greyscale,
+            size=size,
+            max_results=max_results,
+        )
+        found: base_pb2.SuggestBasesResponse = self._call(self._bases.SuggestBases, request)
+        return found
+
     # Data sets.
 
     def upload(self, path: PathLike) -> dataset_pb2.Upload:
@@ -129,16 +192,25 @@ class Client:
         columns: Mapping[str, str] | None = None,
         no_header: bool = False,
         split: dataset_pb2.Split | None = None,
+        options: Mapping[str, str] | None = None,
     ) -> Operation[dataset_pb2.DatasetVersion]:
         """Uploads files and makes them the next version of a data set.
 
         `files` is one path, or paths by role: `train`, `validation`, `test`, `` to be split, or a further role of the
         task such as `titles`. A path may be a folder, which goes up as a zip. `columns` names the column of the file
-        for a field of the example where they differ.
+        for a field of the example where they differ; `options` says how to read the files, by the names of the task's
+        `read_options`.
         """
         uploads = [(role, self.upload(path)) for role, path in requests.files_by_role(files)]
         request = requests.create_dataset(
-            dataset_id, uploads, task=task, format=format, columns=columns, no_header=no_header, split=split
+            dataset_id,
+            uploads,
+            task=task,
+            format=format,
+            columns=columns,
+            no_header=no_header,
+            split=split,
+            options=options,
         )
         return Operation(self, self._call(self._datasets.CreateDataset, request))
 
@@ -179,11 +251,15 @@ class Client:
         config: Message | Mapping[str, Any] | None = None,
         seed: int = 0,
         parity_tolerance: float | None = None,
+        int8: bool = False,
+        int8_tolerance: float | None = None,
     ) -> Operation[model_pb2.ModelVersion]:
         """Tunes, proves and publishes the next version of a model, which is made where it does not exist.
 
         `base` is an entry of the catalogue (`minilm-l6`) or a model version (`beer/3`); empty: the task's default.
         `config` is a message of the task's config type or its fields; those left out take their defaults.
+        With `int8` the version serves 8-bit weights where its primary metric falls by at most `int8_tolerance` (0.01
+        where None; a number asks for int8 by itself). The version's `variants` say what was measured.
         """
         config_type = self.get_task(task).config_type if isinstance(config, Mapping) else ""
         request = requests.fine_tune(
@@ -194,6 +270,8 @@ class Client:
             config=None if config is None else self.schema.pack(config, config_type, "config"),
             seed=seed,
             parity_tolerance=parity_tolerance,
+            int8=int8,
+            int8_tolerance=int8_tolerance,
         )
         return Operation(self, self._call(self._models.FineTune, request))
 
@@ -263,11 +341,22 @@ class Client:
         return found
 
     def list_evaluations(self, model: str = "", dataset: str = "") -> Iterator[evaluation_pb2.Evaluation]:
-        """Evaluations, newest first: all, or those of a model or version, or those on a data set or version."""
+        """Evaluations, newest first: all, or those of a model or version, or those on a data set or version.
+
+        They come without curves; `get_evaluation` has them.
+        """
         request = evaluation_pb2.ListEvaluationsRequest(
             model=names.model(model) if model else "", dataset=names.dataset(dataset) if dataset else ""
         )
         return self._pages(self._evaluations.ListEvaluations, request, "evaluations")
+
+    def download_report(self, evaluation: str, path: PathLike) -> Path:
+        """Writes the report of an evaluation, an HTML page that stands alone, to a file, and returns its path."""
+        request = evaluation_pb2.DownloadReportRequest(name=names.resource("evaluations", evaluation))
+        with translated(), transfer.whole(Path(path)) as file:
+            for message in self._evaluations.DownloadReport(request):
+                file.write(message.chunk)
+        return Path(path)
 
     # Operations.
 

@@ -12,9 +12,10 @@ from typing import Any
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
 
+from luthier.v1.base_pb2 import ImportBaseRequest, ImportedFile, Preprocessing
 from luthier.v1.dataset_pb2 import CreateDatasetRequest, DatasetFile, Split, Upload
 from luthier.v1.evaluation_pb2 import EvaluateRequest
-from luthier.v1.model_pb2 import FineTuneRequest, Model
+from luthier.v1.model_pb2 import FineTuneRequest, Model, Quantization
 from luthier.v1.prediction_pb2 import PredictRequest, PredictResponse, RenderRequest
 from luthier.v1.task_pb2 import Task, TaskMethod
 from luthier_client import names
@@ -72,6 +73,7 @@ def create_dataset(
     columns: Mapping[str, str] | None,
     no_header: bool,
     split: Split | None,
+    options: Mapping[str, str] | None,
 ) -> CreateDatasetRequest:
     """The request for a data set of uploaded files, given with their roles."""
     return CreateDatasetRequest(
@@ -82,6 +84,34 @@ def create_dataset(
         columns=columns,
         no_header=no_header,
         split=split,
+        request_id=request_id(),
+        options=options,
+    )
+
+
+def import_base(
+    base_id: str,
+    weights: Upload,
+    files: Mapping[str, Upload],
+    *,
+    architecture: str,
+    tasks: Sequence[str],
+    title: str,
+    license: str,
+    preprocessing: Preprocessing | None,
+    languages: Sequence[str],
+) -> ImportBaseRequest:
+    """The request for a base of uploaded files, those besides the weights by their paths within the base."""
+    return ImportBaseRequest(
+        base_id=base_id,
+        architecture=architecture,
+        weights=weights.name,
+        files=[ImportedFile(path=path, upload=upload.name) for path, upload in files.items()],
+        tasks=tasks,
+        title=title,
+        license=license,
+        preprocessing=preprocessing,
+        languages=languages,
         request_id=request_id(),
     )
 
@@ -95,6 +125,8 @@ def fine_tune(
     config: AnyMessage | None,
     seed: int,
     parity_tolerance: float | None,
+    int8: bool,
+    int8_tolerance: float | None,
 ) -> FineTuneRequest:
     """The request for a fine-tune."""
     return FineTuneRequest(
@@ -106,6 +138,7 @@ def fine_tune(
         seed=seed,
         request_id=request_id(),
         parity_tolerance=parity_tolerance,
+        quantization=Quantization(tolerance=int8_tolerance) if int8 or int8_tolerance is not None else None,
     )
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from io import BufferedRandom
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 from luthier.v1.dataset_pb2 import UploadFilesRequest, UploadHeader
 from luthier.v1.model_pb2 import BundleFile, DownloadVersionResponse
@@ -56,6 +57,18 @@ def upload_messages(path: Path, header: UploadHeader) -> Iterator[UploadFilesReq
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
             yield UploadFilesRequest(chunk=chunk)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that appears under its name once all is written, and not at all where that fails."""
+    partial = path.with_name(f"{path.name}.part")
+    try:
+        with partial.open("wb") as file:
+            yield file
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 class Download:

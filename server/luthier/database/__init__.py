@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.pool import ConnectionPoolEntry
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest migration; a test compares it with the migrations there are."""
 
 metadata = sa.MetaData()
@@ -92,6 +92,16 @@ evaluations = sa.Table(
     sa.ForeignKeyConstraint(
         ["model", "model_number"], ["model_versions.model", "model_versions.number"], ondelete="CASCADE"
     ),
+)
+
+imported_bases = sa.Table(
+    "imported_bases",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("digest", sa.String, nullable=False),
+    sa.Column("create_time", sa.Double, nullable=False),
+    # A serialised luthier.v1.Base.
+    sa.Column("record", sa.LargeBinary, nullable=False),
 )
 
 operations = sa.Table(

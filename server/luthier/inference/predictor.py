@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnxruntime as ort
 from google.protobuf.message import Message
 
@@ -37,5 +38,16 @@ class Predictor:
     def predict(self, instances: Sequence[Message]) -> list[Message]:
         """Returns one prediction for each instance; raises InvalidArgument with every bad field."""
         inputs = self._codec.encode(instances)
-        outputs = self._session.run(self._outputs, inputs)
+        slices = list(_slices(inputs, self._codec.max_rows))
+        results = [self._session.run(self._outputs, rows) for rows in slices]
+        outputs = results[0] if len(results) == 1 else [np.concatenate(parts) for parts in zip(*results, strict=True)]
         return self._codec.decode(dict(zip(self._outputs, outputs, strict=True)), instances)
+
+
+def _slices(inputs: Mapping[str, np.ndarray], size: int) -> Iterator[Mapping[str, np.ndarray]]:
+    """Inputs by so many rows at once, or as they are where they have no more, or `size` is 0."""
+    if not size or (count := len(next(iter(inputs.values())))) <= size:
+        yield inputs
+        return
+    for start in range(0, count, size):
+        yield {name: values[start : start + size] for name, values in inputs.items()}

@@ -148,9 +148,25 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         unknown_columns = [] if task.extra_files else sorted(request.columns.keys() - columns)
         for unknown in unknown_columns:
             violations[f"columns[{unknown}]"] = f"the task's examples have the fields {', '.join(sorted(columns))}"
+        violations |= _misread(request, task)
         if request.split.method not in ("", "given", *task.splits):
             violations["split.method"] = f"{request.split.method!r} is none of {', '.join(task.splits)}"
         return violations
+
+
+def _misread(request: dataset_pb2.CreateDatasetRequest, task: Task) -> dict[str, str]:
+    """What is wrong with the options, by field."""
+    violations = {}
+    for name, value in request.options.items():
+        option = task.read_options.get(name)
+        if option is None:
+            known = ", ".join(sorted(task.read_options))
+            violations[f"options[{name}]"] = (
+                f"the task reads with the options {known}" if known else "the task has none"
+            )
+        elif option.choices and value not in option.choices:
+            violations[f"options[{name}]"] = f"{value!r} is none of {', '.join(option.choices)}"
+    return violations
 
 
 def _misfit(task: Task, filename: str, format: str) -> str:

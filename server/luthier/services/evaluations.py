@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import grpc
 from google.longrunning import operations_pb2
 
 from luthier import names, paging
-from luthier.errors import InvalidArgument
+from luthier.errors import InvalidArgument, NotFound
 from luthier.operations import Operations
 from luthier.registry import Registry
+from luthier.store import Store
 from luthier.task import PARTS
 from luthier.v1 import evaluation_pb2, evaluation_pb2_grpc
 from luthier.v1.operation_pb2 import OperationMetadata
+
+_CHUNK_BYTES = 512 * 1024
 
 
 class EvaluationService(evaluation_pb2_grpc.EvaluationServiceServicer):
     """Scores of served bundles."""
 
-    def __init__(self, registry: Registry, operations: Operations) -> None:
+    def __init__(self, registry: Registry, store: Store, operations: Operations) -> None:
         self._registry = registry
+        self._store = store
         self._operations = operations
 
     def Evaluate(
@@ -47,7 +53,7 @@ class EvaluationService(evaluation_pb2_grpc.EvaluationServiceServicer):
     def ListEvaluations(
         self, request: evaluation_pb2.ListEvaluationsRequest, context: grpc.ServicerContext
     ) -> evaluation_pb2.ListEvaluationsResponse:
-        """A page, newest first."""
+        """A page, newest first. Curves are left out: with those of a hundred evaluations a page would be megabytes."""
         size, key = paging.size_of(request.page_size), paging.key_of(request.page_token)
         found = self._registry.evaluations(
             names.parse_versioned("models", request.model, "model") if request.model else None,
@@ -56,6 +62,22 @@ class EvaluationService(evaluation_pb2_grpc.EvaluationServiceServicer):
             size + 1,
         )
         token = paging.token_of(found[size - 1][0], found[size - 1][1]) if len(found) > size else ""
+        for _, _, evaluation in found:
+            evaluation.ClearField("curves")
         return evaluation_pb2.ListEvaluationsResponse(
             evaluations=[evaluation for _, _, evaluation in found[:size]], next_page_token=token
         )
+
+    def DownloadReport(
+        self, request: evaluation_pb2.DownloadReportRequest, context: grpc.ServicerContext
+    ) -> Iterator[evaluation_pb2.DownloadReportResponse]:
+        """Sends the report's file."""
+        id = names.parse("evaluations/{evaluation}", request.name)[0]
+        self._registry.evaluation(id)
+        try:
+            file = self._store.report(id).open("rb")
+        except FileNotFoundError as error:
+            raise NotFound(f"{request.name}/report", "the evaluation was made without one; evaluate again") from error
+        with file:
+            while chunk := file.read(_CHUNK_BYTES):
+                yield evaluation_pb2.DownloadReportResponse(chunk=chunk)

@@ -15,7 +15,7 @@ from luthier.bases import Catalogue
 from luthier.errors import FailedPrecondition, InvalidArgument, NotFound
 from luthier.operations import Operations
 from luthier.plugins import Plugins
-from luthier.registry import Registry
+from luthier.registry import Leftovers, Registry
 from luthier.store import Store
 from luthier.task import Task
 from luthier.v1 import model_pb2, model_pb2_grpc
@@ -51,6 +51,8 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
                 violations |= error.violations
         if not 0 <= request.parity_tolerance <= 1:
             violations["parity_tolerance"] = f"{request.parity_tolerance:g} is not between 0 and 1"
+        if not 0 <= request.quantization.tolerance <= 1:
+            violations["quantization.tolerance"] = f"{request.quantization.tolerance:g} is not between 0 and 1"
         if not 0 <= request.seed < 2**32:
             violations["seed"] = f"{request.seed} is not between 0 and 2**32 - 1"
         if violations:
@@ -144,9 +146,11 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         version.servable = version.task in self._plugins.loaded
         return version
 
-    def _remove(self, digests: list[str]) -> None:
-        for digest in digests:
+    def _remove(self, leftovers: Leftovers) -> None:
+        for digest in leftovers.digests:
             shutil.rmtree(self._store.bundle(digest), ignore_errors=True)
+        for evaluation in leftovers.evaluations:
+            self._store.report(evaluation).unlink(missing_ok=True)
 
     def _check_id(self, task: Task, request: model_pb2.FineTuneRequest) -> None:
         names.check_id(request.model_id, "model_id")

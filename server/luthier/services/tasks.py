@@ -62,4 +62,10 @@ def to_proto(loaded: LoadedTask) -> task_pb2.Task:
         lower_is_better=task.lower_is_better,
         distribution=loaded.distribution,
         distribution_version=loaded.version,
+        read_options=[
+            task_pb2.TaskField(
+                field=name, type="string", help=option.help, default=option.default, choices=option.choices
+            )
+            for name, option in task.read_options.items()
+        ],
     )

@@ -112,6 +112,7 @@ def fit(
         "epochs_run": epoch,
         "best_epoch": checkpoint.epoch or epoch,
         "steps": progress.step,
+        "threads": torch.get_num_threads(),
     }
 
 

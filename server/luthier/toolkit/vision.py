@@ -53,9 +53,11 @@ def cache_images(encoded: Iterable[bytes], count: int, size: tuple[int, int], pa
 
 
 def shuffled_batches(count: int, batch_size: int, random: np.random.Generator) -> Iterator[np.ndarray]:
-    """The indices of one epoch's batches in random order: ceil(count / batch_size) arrays, the last maybe smaller."""
-    order = random.permutation(count)
-    return (order[start : start + batch_size] for start in range(0, count, batch_size))
+    """The indices of one epoch's batches in random order: ceil(count / batch_size) arrays, as equal as can be.
+
+    A last batch of what is left over could be of one image, whose statistics would move those of batch normalisation.
+    """
+    return iter(np.array_split(random.permutation(count), math.ceil(count / batch_size)))
 
 
 def input_size(config: int, base: Sequence[int], *, multiple: int = 32) -> tuple[int, int]:

@@ -23,27 +23,48 @@ _sym_db = _symbol_database.Default()
 
 
 from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
+from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15luthier/v1/base.proto\x12\nluthier.v1\x1a#google/longrunning/operations.proto\"\xc6\x01\n\x04\x42\x61se\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\r\n\x05tasks\x18\x03 \x03(\t\x12\x14\n\x0c\x61rchitecture\x18\x04 \x01(\t\x12\x16\n\x0enum_parameters\x18\x05 \x01(\x03\x12\r\n\x05input\x18\x06 \x01(\t\x12\x0f\n\x07license\x18\x07 \x01(\t\x12#\n\x05\x66iles\x18\x08 \x03(\x0b\x32\x14.luthier.v1.BaseFile\x12\x0f\n\x07sources\x18\t \x03(\t\x12\x0e\n\x06pulled\x18\n \x01(\x08\"<\n\x08\x42\x61seFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\"G\n\x10ListBasesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0c\n\x04task\x18\x03 \x01(\t\"M\n\x11ListBasesResponse\x12\x1f\n\x05\x62\x61ses\x18\x01 \x03(\x0b\x32\x10.luthier.v1.Base\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1e\n\x0eGetBaseRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"3\n\x0fPullBaseRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t2\xd8\x01\n\x0b\x42\x61seService\x12H\n\tListBases\x12\x1c.luthier.v1.ListBasesRequest\x1a\x1d.luthier.v1.ListBasesResponse\x12\x37\n\x07GetBase\x12\x1a.luthier.v1.GetBaseRequest\x1a\x10.luthier.v1.Base\x12\x46\n\x08PullBase\x12\x1b.luthier.v1.PullBaseRequest\x1a\x1d.google.longrunning.Operationb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15luthier/v1/base.proto\x12\nluthier.v1\x1a#google/longrunning/operations.proto\x1a\x1bgoogle/protobuf/empty.proto\"\xb5\x03\n\x04\x42\x61se\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\r\n\x05tasks\x18\x03 \x03(\t\x12\x14\n\x0c\x61rchitecture\x18\x04 \x01(\t\x12\x16\n\x0enum_parameters\x18\x05 \x01(\x03\x12\r\n\x05input\x18\x06 \x01(\t\x12\x0f\n\x07license\x18\x07 \x01(\t\x12#\n\x05\x66iles\x18\x08 \x03(\x0b\x32\x14.luthier.v1.BaseFile\x12\x0f\n\x07sources\x18\t \x03(\t\x12\x0e\n\x06pulled\x18\n \x01(\x08\x12\x0f\n\x07library\x18\x0b \x01(\t\x12\x30\n\rpreprocessing\x18\x0c \x01(\x0b\x32\x19.luthier.v1.Preprocessing\x12.\n\tpublished\x18\r \x01(\x0b\x32\x1b.luthier.v1.PublishedMetric\x12\r\n\x05gmacs\x18\x0e \x01(\x01\x12\x11\n\tlanguages\x18\x0f \x03(\t\x12\x15\n\rweights_bytes\x18\x10 \x01(\x03\x12\x10\n\x08imported\x18\x11 \x01(\x08\x12/\n\rimport_report\x18\x12 \x01(\x0b\x32\x18.luthier.v1.ImportReport\"^\n\rPreprocessing\x12\x0e\n\x06height\x18\x01 \x01(\x05\x12\r\n\x05width\x18\x02 \x01(\x05\x12\x0c\n\x04mean\x18\x03 \x03(\x01\x12\x0b\n\x03std\x18\x04 \x03(\x01\x12\x13\n\x0bnum_classes\x18\x05 \x01(\x05\"@\n\x0fPublishedMetric\x12\x0e\n\x06metric\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0e\n\x06source\x18\x03 \x01(\t\"\x83\x01\n\x0cImportReport\x12\x0f\n\x07matched\x18\x01 \x01(\x05\x12\x0f\n\x07\x64ropped\x18\x02 \x03(\t\x12\x0f\n\x07missing\x18\x03 \x03(\t\x12\x12\n\nunexpected\x18\x04 \x03(\t\x12\x0e\n\x06\x64types\x18\x05 \x03(\t\x12\x0c\n\x04twin\x18\x06 \x01(\t\x12\x0e\n\x06prefix\x18\x07 \x01(\t\"<\n\x08\x42\x61seFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\"G\n\x10ListBasesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0c\n\x04task\x18\x03 \x01(\t\"M\n\x11ListBasesResponse\x12\x1f\n\x05\x62\x61ses\x18\x01 \x03(\x0b\x32\x10.luthier.v1.Base\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1e\n\x0eGetBaseRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"3\n\x0fPullBaseRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\xfc\x01\n\x11ImportBaseRequest\x12\x0f\n\x07\x62\x61se_id\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x0f\n\x07weights\x18\x03 \x01(\t\x12\'\n\x05\x66iles\x18\x04 \x03(\x0b\x32\x18.luthier.v1.ImportedFile\x12\r\n\x05tasks\x18\x05 \x03(\t\x12\r\n\x05title\x18\x06 \x01(\t\x12\x0f\n\x07license\x18\x07 \x01(\t\x12\x30\n\rpreprocessing\x18\x08 \x01(\x0b\x32\x19.luthier.v1.Preprocessing\x12\x11\n\tlanguages\x18\t \x03(\t\x12\x12\n\nrequest_id\x18\n \x01(\t\",\n\x0cImportedFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06upload\x18\x02 \x01(\t\"!\n\x11\x44\x65leteBaseRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xa9\x01\n\x13SuggestBasesRequest\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12\x16\n\x0emax_latency_ms\x18\x03 \x01(\x01\x12\x13\n\x0bmax_size_mb\x18\x04 \x01(\x01\x12\x10\n\x08language\x18\x05 \x01(\t\x12\x11\n\tgreyscale\x18\x06 \x01(\x08\x12\x0c\n\x04size\x18\x07 \x01(\x05\x12\x13\n\x0bmax_results\x18\x08 \x01(\x05\"n\n\x14SuggestBasesResponse\x12+\n\x0bsuggestions\x18\x01 \x03(\x0b\x32\x16.luthier.v1.Suggestion\x12)\n\nrejections\x18\x02 \x03(\x0b\x32\x15.luthier.v1.Rejection\"e\n\nSuggestion\x12\x1e\n\x04\x62\x61se\x18\x01 \x01(\x0b\x32\x10.luthier.v1.Base\x12\x12\n\nlatency_ms\x18\x02 \x01(\x01\x12\x12\n\ntraining_s\x18\x03 \x01(\x01\x12\x0f\n\x07reasons\x18\x04 \x03(\t\")\n\tRejection\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t2\xbc\x03\n\x0b\x42\x61seService\x12H\n\tListBases\x12\x1c.luthier.v1.ListBasesRequest\x1a\x1d.luthier.v1.ListBasesResponse\x12\x37\n\x07GetBase\x12\x1a.luthier.v1.GetBaseRequest\x1a\x10.luthier.v1.Base\x12\x46\n\x08PullBase\x12\x1b.luthier.v1.PullBaseRequest\x1a\x1d.google.longrunning.Operation\x12J\n\nImportBase\x12\x1d.luthier.v1.ImportBaseRequest\x1a\x1d.google.longrunning.Operation\x12\x43\n\nDeleteBase\x12\x1d.luthier.v1.DeleteBaseRequest\x1a\x16.google.protobuf.Empty\x12Q\n\x0cSuggestBases\x12\x1f.luthier.v1.SuggestBasesRequest\x1a .luthier.v1.SuggestBasesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'luthier.v1.base_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_BASE']._serialized_start=75
-  _globals['_BASE']._serialized_end=273
-  _globals['_BASEFILE']._serialized_start=275
-  _globals['_BASEFILE']._serialized_end=335
-  _globals['_LISTBASESREQUEST']._serialized_start=337
-  _globals['_LISTBASESREQUEST']._serialized_end=408
-  _globals['_LISTBASESRESPONSE']._serialized_start=410
-  _globals['_LISTBASESRESPONSE']._serialized_end=487
-  _globals['_GETBASEREQUEST']._serialized_start=489
-  _globals['_GETBASEREQUEST']._serialized_end=519
-  _globals['_PULLBASEREQUEST']._serialized_start=521
-  _globals['_PULLBASEREQUEST']._serialized_end=572
-  _globals['_BASESERVICE']._serialized_start=575
-  _globals['_BASESERVICE']._serialized_end=791
+  _globals['_BASE']._serialized_start=104
+  _globals['_BASE']._serialized_end=541
+  _globals['_PREPROCESSING']._serialized_start=543
+  _globals['_PREPROCESSING']._serialized_end=637
+  _globals['_PUBLISHEDMETRIC']._serialized_start=639
+  _globals['_PUBLISHEDMETRIC']._serialized_end=703
+  _globals['_IMPORTREPORT']._serialized_start=706
+  _globals['_IMPORTREPORT']._serialized_end=837
+  _globals['_BASEFILE']._serialized_start=839
+  _globals['_BASEFILE']._serialized_end=899
+  _globals['_LISTBASESREQUEST']._serialized_start=901
+  _globals['_LISTBASESREQUEST']._serialized_end=972
+  _globals['_LISTBASESRESPONSE']._serialized_start=974
+  _globals['_LISTBASESRESPONSE']._serialized_end=1051
+  _globals['_GETBASEREQUEST']._serialized_start=1053
+  _globals['_GETBASEREQUEST']._serialized_end=1083
+  _globals['_PULLBASEREQUEST']._serialized_start=1085
+  _globals['_PULLBASEREQUEST']._serialized_end=1136
+  _globals['_IMPORTBASEREQUEST']._serialized_start=1139
+  _globals['_IMPORTBASEREQUEST']._serialized_end=1391
+  _globals['_IMPORTEDFILE']._serialized_start=1393
+  _globals['_IMPORTEDFILE']._serialized_end=1437
+  _globals['_DELETEBASEREQUEST']._serialized_start=1439
+  _globals['_DELETEBASEREQUEST']._serialized_end=1472
+  _globals['_SUGGESTBASESREQUEST']._serialized_start=1475
+  _globals['_SUGGESTBASESREQUEST']._serialized_end=1644
+  _globals['_SUGGESTBASESRESPONSE']._serialized_start=1646
+  _globals['_SUGGESTBASESRESPONSE']._serialized_end=1756
+  _globals['_SUGGESTION']._serialized_start=1758
+  _globals['_SUGGESTION']._serialized_end=1859
+  _globals['_REJECTION']._serialized_start=1861
+  _globals['_REJECTION']._serialized_end=1902
+  _globals['_BASESERVICE']._serialized_start=1905
+  _globals['_BASESERVICE']._serialized_end=2349
 # @@protoc_insertion_point(module_scope)

@@ -34,6 +34,14 @@ class Base(_message.Message):
     FILES_FIELD_NUMBER: _builtins.int
     SOURCES_FIELD_NUMBER: _builtins.int
     PULLED_FIELD_NUMBER: _builtins.int
+    LIBRARY_FIELD_NUMBER: _builtins.int
+    PREPROCESSING_FIELD_NUMBER: _builtins.int
+    PUBLISHED_FIELD_NUMBER: _builtins.int
+    GMACS_FIELD_NUMBER: _builtins.int
+    LANGUAGES_FIELD_NUMBER: _builtins.int
+    WEIGHTS_BYTES_FIELD_NUMBER: _builtins.int
+    IMPORTED_FIELD_NUMBER: _builtins.int
+    IMPORT_REPORT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`bases/{base}`, for instance `bases/minilm-l6`."""
     title: _builtins.str
@@ -48,6 +56,14 @@ class Base(_message.Message):
     """SPDX identifier of the licence of the weights."""
     pulled: _builtins.bool
     """True where all files are on this server already."""
+    library: _builtins.str
+    """The library that the architecture is of: `timm`, `torchvision` or `transformers`."""
+    gmacs: _builtins.float
+    """Billions of multiply-accumulates for one input: an image of the size in `preprocessing`, or 128 tokens."""
+    weights_bytes: _builtins.int
+    """Bytes of its weights in 32 bits, which is about the size of the exported model before int8."""
+    imported: _builtins.bool
+    """True of a checkpoint of your own."""
     @_builtins.property
     def tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Ids of the tasks that it suits."""
@@ -59,6 +75,22 @@ class Base(_message.Message):
     @_builtins.property
     def sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Where it may be fetched from, in the order tried, for instance `hub:owner/name@revision`."""
+
+    @_builtins.property
+    def preprocessing(self) -> Global___Preprocessing:
+        """What images have to look like; absent for text."""
+
+    @_builtins.property
+    def published(self) -> Global___PublishedMetric:
+        """What it reached where it was trained; absent where nothing was published."""
+
+    @_builtins.property
+    def languages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Languages of text that it was trained on, as ISO 639-1 codes; `*`: about a hundred. Empty for images."""
+
+    @_builtins.property
+    def import_report(self) -> Global___ImportReport:
+        """What matched in the import; absent for the catalogue's."""
 
     def __init__(
         self,
@@ -73,14 +105,148 @@ class Base(_message.Message):
         files: _abc.Iterable[Global___BaseFile] | None = ...,
         sources: _abc.Iterable[_builtins.str] | None = ...,
         pulled: _builtins.bool = ...,
+        library: _builtins.str = ...,
+        preprocessing: Global___Preprocessing | None = ...,
+        published: Global___PublishedMetric | None = ...,
+        gmacs: _builtins.float = ...,
+        languages: _abc.Iterable[_builtins.str] | None = ...,
+        weights_bytes: _builtins.int = ...,
+        imported: _builtins.bool = ...,
+        import_report: Global___ImportReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["import_report", b"import_report", "preprocessing", b"preprocessing", "published", b"published"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "files", b"files", "input", b"input", "license", b"license", "name", b"name", "num_parameters", b"num_parameters", "pulled", b"pulled", "sources", b"sources", "tasks", b"tasks", "title", b"title"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "files", b"files", "gmacs", b"gmacs", "import_report", b"import_report", "imported", b"imported", "input", b"input", "languages", b"languages", "library", b"library", "license", b"license", "name", b"name", "num_parameters", b"num_parameters", "preprocessing", b"preprocessing", "published", b"published", "pulled", b"pulled", "sources", b"sources", "tasks", b"tasks", "title", b"title", "weights_bytes", b"weights_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Base: _TypeAlias = Base  # noqa: Y015
+
+@_typing.final
+class Preprocessing(_message.Message):
+    """How a vision model wants its images."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    MEAN_FIELD_NUMBER: _builtins.int
+    STD_FIELD_NUMBER: _builtins.int
+    NUM_CLASSES_FIELD_NUMBER: _builtins.int
+    height: _builtins.int
+    """Height in pixels that it was trained at."""
+    width: _builtins.int
+    """Width in pixels that it was trained at."""
+    num_classes: _builtins.int
+    """Classes of its classifier; 0: it comes without one."""
+    @_builtins.property
+    def mean(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """What is subtracted from each channel, of values between 0 and 1."""
+
+    @_builtins.property
+    def std(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """What each channel is divided by afterwards."""
+
+    def __init__(
+        self,
+        *,
+        height: _builtins.int = ...,
+        width: _builtins.int = ...,
+        mean: _abc.Iterable[_builtins.float] | None = ...,
+        std: _abc.Iterable[_builtins.float] | None = ...,
+        num_classes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["height", b"height", "mean", b"mean", "num_classes", b"num_classes", "std", b"std", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Preprocessing: _TypeAlias = Preprocessing  # noqa: Y015
+
+@_typing.final
+class PublishedMetric(_message.Message):
+    """A published figure."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METRIC_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    metric: _builtins.str
+    """For instance `ImageNet-1k top-1`."""
+    value: _builtins.float
+    """Its value, between 0 and 1."""
+    source: _builtins.str
+    """Where it was published."""
+    def __init__(
+        self,
+        *,
+        metric: _builtins.str = ...,
+        value: _builtins.float = ...,
+        source: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["metric", b"metric", "source", b"source", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PublishedMetric: _TypeAlias = PublishedMetric  # noqa: Y015
+
+@_typing.final
+class ImportReport(_message.Message):
+    """What became of the tensors of an imported checkpoint."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MATCHED_FIELD_NUMBER: _builtins.int
+    DROPPED_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    UNEXPECTED_FIELD_NUMBER: _builtins.int
+    DTYPES_FIELD_NUMBER: _builtins.int
+    TWIN_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
+    matched: _builtins.int
+    """How many tensors of the architecture the checkpoint filled."""
+    twin: _builtins.str
+    """The torchvision model whose names the checkpoint has, where these had to be translated; else empty."""
+    prefix: _builtins.str
+    """What was taken off the beginning of each name, for instance `backbone.`."""
+    @_builtins.property
+    def dropped(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tensors of the head that were left out because their shape or their name is not the architecture's own."""
+
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tensors of the architecture that the checkpoint lacks: of its head, at most."""
+
+    @_builtins.property
+    def unexpected(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tensors of the checkpoint that the architecture has no use for."""
+
+    @_builtins.property
+    def dtypes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the floating tensors were stored as, for instance `float16`. They are kept as float32."""
+
+    def __init__(
+        self,
+        *,
+        matched: _builtins.int = ...,
+        dropped: _abc.Iterable[_builtins.str] | None = ...,
+        missing: _abc.Iterable[_builtins.str] | None = ...,
+        unexpected: _abc.Iterable[_builtins.str] | None = ...,
+        dtypes: _abc.Iterable[_builtins.str] | None = ...,
+        twin: _builtins.str = ...,
+        prefix: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "dtypes", b"dtypes", "matched", b"matched", "missing", b"missing", "prefix", b"prefix", "twin", b"twin", "unexpected", b"unexpected"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportReport: _TypeAlias = ImportReport  # noqa: Y015
 
 @_typing.final
 class BaseFile(_message.Message):
@@ -217,3 +383,263 @@ class PullBaseRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PullBaseRequest: _TypeAlias = PullBaseRequest  # noqa: Y015
+
+@_typing.final
+class ImportBaseRequest(_message.Message):
+    """Request of ImportBase."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_ID_FIELD_NUMBER: _builtins.int
+    ARCHITECTURE_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    TASKS_FIELD_NUMBER: _builtins.int
+    TITLE_FIELD_NUMBER: _builtins.int
+    LICENSE_FIELD_NUMBER: _builtins.int
+    PREPROCESSING_FIELD_NUMBER: _builtins.int
+    LANGUAGES_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    base_id: _builtins.str
+    """Id to be: small letters, digits, `-` and `_`."""
+    architecture: _builtins.str
+    """A timm model (`mobilenetv2_100`), a torchvision model (`mobilenet_v2`, `fcos_resnet50_fpn`), or the class of a
+    Hugging Face encoder (`BertModel`).
+    """
+    weights: _builtins.str
+    """`uploads/{upload}` of a safetensors file, or of one of torch.save that holds tensors only."""
+    title: _builtins.str
+    """A title for people; empty: made of the id and the architecture."""
+    license: _builtins.str
+    """SPDX identifier of the licence of the weights, or your own word for it; empty: not stated."""
+    request_id: _builtins.str
+    """Makes a retry safe: the same id gives the same operation."""
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImportedFile]:
+        """Further files: of an encoder its `config.json` and its tokenizer's."""
+
+    @_builtins.property
+    def tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of the tasks that it suits; empty: all that such an architecture suits."""
+
+    @_builtins.property
+    def preprocessing(self) -> Global___Preprocessing:
+        """How it wants its images, where that is not as usual for its architecture. A part left out stays as usual."""
+
+    @_builtins.property
+    def languages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Languages of text that it was trained on, as ISO 639-1 codes; `*`: about a hundred."""
+
+    def __init__(
+        self,
+        *,
+        base_id: _builtins.str = ...,
+        architecture: _builtins.str = ...,
+        weights: _builtins.str = ...,
+        files: _abc.Iterable[Global___ImportedFile] | None = ...,
+        tasks: _abc.Iterable[_builtins.str] | None = ...,
+        title: _builtins.str = ...,
+        license: _builtins.str = ...,
+        preprocessing: Global___Preprocessing | None = ...,
+        languages: _abc.Iterable[_builtins.str] | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["preprocessing", b"preprocessing"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "base_id", b"base_id", "files", b"files", "languages", b"languages", "license", b"license", "preprocessing", b"preprocessing", "request_id", b"request_id", "tasks", b"tasks", "title", b"title", "weights", b"weights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportBaseRequest: _TypeAlias = ImportBaseRequest  # noqa: Y015
+
+@_typing.final
+class ImportedFile(_message.Message):
+    """A file that comes with a checkpoint."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    UPLOAD_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Path within the base, for instance `tokenizer.json`."""
+    upload: _builtins.str
+    """`uploads/{upload}`."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        upload: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "upload", b"upload"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportedFile: _TypeAlias = ImportedFile  # noqa: Y015
+
+@_typing.final
+class DeleteBaseRequest(_message.Message):
+    """Request of DeleteBase."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`bases/{base}`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteBaseRequest: _TypeAlias = DeleteBaseRequest  # noqa: Y015
+
+@_typing.final
+class SuggestBasesRequest(_message.Message):
+    """Request of SuggestBases."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    DATASET_FIELD_NUMBER: _builtins.int
+    MAX_LATENCY_MS_FIELD_NUMBER: _builtins.int
+    MAX_SIZE_MB_FIELD_NUMBER: _builtins.int
+    LANGUAGE_FIELD_NUMBER: _builtins.int
+    GREYSCALE_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    MAX_RESULTS_FIELD_NUMBER: _builtins.int
+    task: _builtins.str
+    """The task id."""
+    dataset: _builtins.str
+    """`datasets/{dataset}`, or with `/versions/{number}`: the data to be tuned on; empty: unknown."""
+    max_latency_ms: _builtins.float
+    """Most milliseconds of one prediction on one core, by estimate; 0: no limit."""
+    max_size_mb: _builtins.float
+    """Most megabytes (10^6 bytes) of weights in 32 bits; 0: no limit."""
+    language: _builtins.str
+    """ISO 639-1 code of the language of the texts; empty: unknown."""
+    greyscale: _builtins.bool
+    """Whether the images are grey."""
+    size: _builtins.int
+    """Side in pixels that images will be fed at, or tokens of a text; 0: by the data set, or as the base was trained."""
+    max_results: _builtins.int
+    """At most so many; 0: 5."""
+    def __init__(
+        self,
+        *,
+        task: _builtins.str = ...,
+        dataset: _builtins.str = ...,
+        max_latency_ms: _builtins.float = ...,
+        max_size_mb: _builtins.float = ...,
+        language: _builtins.str = ...,
+        greyscale: _builtins.bool = ...,
+        size: _builtins.int = ...,
+        max_results: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "greyscale", b"greyscale", "language", b"language", "max_latency_ms", b"max_latency_ms", "max_results", b"max_results", "max_size_mb", b"max_size_mb", "size", b"size", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SuggestBasesRequest: _TypeAlias = SuggestBasesRequest  # noqa: Y015
+
+@_typing.final
+class SuggestBasesResponse(_message.Message):
+    """Answer of SuggestBases."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUGGESTIONS_FIELD_NUMBER: _builtins.int
+    REJECTIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def suggestions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Suggestion]:
+        """The best first."""
+
+    @_builtins.property
+    def rejections(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rejection]:
+        """Bases for the task that were left out, each with why."""
+
+    def __init__(
+        self,
+        *,
+        suggestions: _abc.Iterable[Global___Suggestion] | None = ...,
+        rejections: _abc.Iterable[Global___Rejection] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rejections", b"rejections", "suggestions", b"suggestions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SuggestBasesResponse: _TypeAlias = SuggestBasesResponse  # noqa: Y015
+
+@_typing.final
+class Suggestion(_message.Message):
+    """A base to start from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_FIELD_NUMBER: _builtins.int
+    LATENCY_MS_FIELD_NUMBER: _builtins.int
+    TRAINING_S_FIELD_NUMBER: _builtins.int
+    REASONS_FIELD_NUMBER: _builtins.int
+    latency_ms: _builtins.float
+    """Estimated milliseconds of one prediction on one core; 0 where its multiply-accumulates are not known."""
+    training_s: _builtins.float
+    """Estimated seconds to train ten epochs on one core; 0 where that cannot be told."""
+    @_builtins.property
+    def base(self) -> Global___Base:
+        """The base."""
+
+    @_builtins.property
+    def reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Why it stands where it stands, in words."""
+
+    def __init__(
+        self,
+        *,
+        base: Global___Base | None = ...,
+        latency_ms: _builtins.float = ...,
+        training_s: _builtins.float = ...,
+        reasons: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base", b"base"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "latency_ms", b"latency_ms", "reasons", b"reasons", "training_s", b"training_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Suggestion: _TypeAlias = Suggestion  # noqa: Y015
+
+@_typing.final
+class Rejection(_message.Message):
+    """A base that was left out."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    base: _builtins.str
+    """`bases/{base}`."""
+    reason: _builtins.str
+    """Why."""
+    def __init__(
+        self,
+        *,
+        base: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Rejection: _TypeAlias = Rejection  # noqa: Y015

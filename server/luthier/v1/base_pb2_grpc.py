@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
+from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from luthier.v1 import base_pb2 as luthier_dot_v1_dot_base__pb2
 
 GRPC_GENERATED_VERSION = '1.81.1'
@@ -51,6 +52,21 @@ class BaseServiceStub:
                 request_serializer=luthier_dot_v1_dot_base__pb2.PullBaseRequest.SerializeToString,
                 response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
                 _registered_method=True)
+        self.ImportBase = channel.unary_unary(
+                '/luthier.v1.BaseService/ImportBase',
+                request_serializer=luthier_dot_v1_dot_base__pb2.ImportBaseRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
+        self.DeleteBase = channel.unary_unary(
+                '/luthier.v1.BaseService/DeleteBase',
+                request_serializer=luthier_dot_v1_dot_base__pb2.DeleteBaseRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
+        self.SuggestBases = channel.unary_unary(
+                '/luthier.v1.BaseService/SuggestBases',
+                request_serializer=luthier_dot_v1_dot_base__pb2.SuggestBasesRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_base__pb2.SuggestBasesResponse.FromString,
+                _registered_method=True)
 
 
 class BaseServiceServicer:
@@ -79,6 +95,30 @@ class BaseServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ImportBase(self, request, context):
+        """Makes a base of a checkpoint of your own, uploaded with DatasetService.UploadFiles. Its weights are read without
+        running any code, matched with the architecture tensor by tensor, and kept in 32 bits under the names of its
+        library. The operation's response is the Base, whose `import_report` says what matched; where anything but the
+        head is missing it fails and nothing is imported.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteBase(self, request, context):
+        """Deletes a base that was imported. Those of the catalogue stay.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SuggestBases(self, request, context):
+        """Ranks the bases that suit a task, the data and a budget, each with the reasons.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_BaseServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -96,6 +136,21 @@ def add_BaseServiceServicer_to_server(servicer, server):
                     servicer.PullBase,
                     request_deserializer=luthier_dot_v1_dot_base__pb2.PullBaseRequest.FromString,
                     response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'ImportBase': grpc.unary_unary_rpc_method_handler(
+                    servicer.ImportBase,
+                    request_deserializer=luthier_dot_v1_dot_base__pb2.ImportBaseRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'DeleteBase': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteBase,
+                    request_deserializer=luthier_dot_v1_dot_base__pb2.DeleteBaseRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'SuggestBases': grpc.unary_unary_rpc_method_handler(
+                    servicer.SuggestBases,
+                    request_deserializer=luthier_dot_v1_dot_base__pb2.SuggestBasesRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_base__pb2.SuggestBasesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -180,6 +235,87 @@ class BaseService:
             '/luthier.v1.BaseService/PullBase',
             luthier_dot_v1_dot_base__pb2.PullBaseRequest.SerializeToString,
             google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportBase(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.BaseService/ImportBase',
+            luthier_dot_v1_dot_base__pb2.ImportBaseRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteBase(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.BaseService/DeleteBase',
+            luthier_dot_v1_dot_base__pb2.DeleteBaseRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SuggestBases(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.BaseService/SuggestBases',
+            luthier_dot_v1_dot_base__pb2.SuggestBasesRequest.SerializeToString,
+            luthier_dot_v1_dot_base__pb2.SuggestBasesResponse.FromString,
             options,
             channel_credentials,
             insecure,

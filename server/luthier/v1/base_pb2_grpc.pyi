@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.longrunning import operations_pb2 as _operations_pb2
+from google.protobuf import empty_pb2 as _empty_pb2
 from grpc import aio as _aio
 from luthier.v1 import base_pb2 as _base_pb2
 import abc as _abc_1
@@ -42,6 +43,16 @@ class BaseServiceStub:
     """Fetches the files of a base from the first of its sources that has them; each is accepted by SHA-256 only.
     The operation's response is the Base. A fine-tune pulls by itself what is not there yet.
     """
+    ImportBase: _grpc.UnaryUnaryMultiCallable[_base_pb2.ImportBaseRequest, _operations_pb2.Operation]
+    """Makes a base of a checkpoint of your own, uploaded with DatasetService.UploadFiles. Its weights are read without
+    running any code, matched with the architecture tensor by tensor, and kept in 32 bits under the names of its
+    library. The operation's response is the Base, whose `import_report` says what matched; where anything but the
+    head is missing it fails and nothing is imported.
+    """
+    DeleteBase: _grpc.UnaryUnaryMultiCallable[_base_pb2.DeleteBaseRequest, _empty_pb2.Empty]
+    """Deletes a base that was imported. Those of the catalogue stay."""
+    SuggestBases: _grpc.UnaryUnaryMultiCallable[_base_pb2.SuggestBasesRequest, _base_pb2.SuggestBasesResponse]
+    """Ranks the bases that suit a task, the data and a budget, each with the reasons."""
 
 @_typing.type_check_only
 class BaseServiceAsyncStub(BaseServiceStub):
@@ -56,6 +67,16 @@ class BaseServiceAsyncStub(BaseServiceStub):
     """Fetches the files of a base from the first of its sources that has them; each is accepted by SHA-256 only.
     The operation's response is the Base. A fine-tune pulls by itself what is not there yet.
     """
+    ImportBase: _aio.UnaryUnaryMultiCallable[_base_pb2.ImportBaseRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Makes a base of a checkpoint of your own, uploaded with DatasetService.UploadFiles. Its weights are read without
+    running any code, matched with the architecture tensor by tensor, and kept in 32 bits under the names of its
+    library. The operation's response is the Base, whose `import_report` says what matched; where anything but the
+    head is missing it fails and nothing is imported.
+    """
+    DeleteBase: _aio.UnaryUnaryMultiCallable[_base_pb2.DeleteBaseRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Deletes a base that was imported. Those of the catalogue stay."""
+    SuggestBases: _aio.UnaryUnaryMultiCallable[_base_pb2.SuggestBasesRequest, _base_pb2.SuggestBasesResponse]  # type: ignore[assignment]
+    """Ranks the bases that suit a task, the data and a budget, each with the reasons."""
 
 class BaseServiceServicer(metaclass=_abc_1.ABCMeta):
     """The catalogue of pretrained models that fine-tuning starts from."""
@@ -85,5 +106,33 @@ class BaseServiceServicer(metaclass=_abc_1.ABCMeta):
         """Fetches the files of a base from the first of its sources that has them; each is accepted by SHA-256 only.
         The operation's response is the Base. A fine-tune pulls by itself what is not there yet.
         """
+
+    @_abc_1.abstractmethod
+    def ImportBase(
+        self,
+        request: _base_pb2.ImportBaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Makes a base of a checkpoint of your own, uploaded with DatasetService.UploadFiles. Its weights are read without
+        running any code, matched with the architecture tensor by tensor, and kept in 32 bits under the names of its
+        library. The operation's response is the Base, whose `import_report` says what matched; where anything but the
+        head is missing it fails and nothing is imported.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteBase(
+        self,
+        request: _base_pb2.DeleteBaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Deletes a base that was imported. Those of the catalogue stay."""
+
+    @_abc_1.abstractmethod
+    def SuggestBases(
+        self,
+        request: _base_pb2.SuggestBasesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_base_pb2.SuggestBasesResponse, _abc.Awaitable[_base_pb2.SuggestBasesResponse]]:
+        """Ranks the bases that suit a task, the data and a budget, each with the reasons."""
 
 def add_BaseServiceServicer_to_server(servicer: BaseServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

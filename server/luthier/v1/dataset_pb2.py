@@ -28,7 +28,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18luthier/v1/dataset.proto\x12\nluthier.v1\x1a#google/longrunning/operations.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"Y\n\x12UploadFilesRequest\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x18.luthier.v1.UploadHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"D\n\x0cUploadHeader\x12\x10\n\x08\x66ilename\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"L\n\x06Upload\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x66ilename\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06sha256\x18\x04 \x01(\t\"\x8a\x01\n\x07\x44\x61taset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04task\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elatest_version\x18\x04 \x01(\x0b\x32\x1a.luthier.v1.DatasetVersion\"\xf2\x02\n\x0e\x44\x61tasetVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04task\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x41\n\x0cnum_examples\x18\x04 \x03(\x0b\x32+.luthier.v1.DatasetVersion.NumExamplesEntry\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12 \n\x05split\x18\x06 \x01(\x0b\x32\x11.luthier.v1.Split\x12+\n\nstatistics\x18\x07 \x01(\x0b\x32\x17.google.protobuf.Struct\x12)\n\x08warnings\x18\x08 \x03(\x0b\x32\x17.luthier.v1.DataProblem\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a\x32\n\x10NumExamplesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"W\n\x0b\x44\x61taProblem\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x0b\n\x03row\x18\x02 \x01(\x03\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\r\n\x05\x63ount\x18\x05 \x01(\x03\"8\n\x05Split\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x11\n\tfractions\x18\x02 \x03(\x01\x12\x0c\n\x04seed\x18\x03 \x01(\x03\"+\n\x0b\x44\x61tasetFile\x12\x0e\n\x06upload\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\"\xa9\x02\n\x14\x43reateDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x0c\n\x04task\x18\x02 \x01(\t\x12&\n\x05\x66iles\x18\x03 \x03(\x0b\x32\x17.luthier.v1.DatasetFile\x12\x0e\n\x06\x66ormat\x18\x04 \x01(\t\x12>\n\x07\x63olumns\x18\x05 \x03(\x0b\x32-.luthier.v1.CreateDatasetRequest.ColumnsEntry\x12\x11\n\tno_header\x18\x06 \x01(\x08\x12 \n\x05split\x18\x07 \x01(\x0b\x32\x11.luthier.v1.Split\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x1a.\n\x0c\x43olumnsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"!\n\x11GetDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"J\n\x13ListDatasetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0c\n\x04task\x18\x03 \x01(\t\"V\n\x14ListDatasetsResponse\x12%\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x13.luthier.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"(\n\x18GetDatasetVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"S\n\x1aListDatasetVersionsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"l\n\x1bListDatasetVersionsResponse\x12\x34\n\x10\x64\x61taset_versions\x18\x01 \x03(\x0b\x32\x1a.luthier.v1.DatasetVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x14\x44\x65leteDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t2\xc6\x04\n\x0e\x44\x61tasetService\x12\x43\n\x0bUploadFiles\x12\x1e.luthier.v1.UploadFilesRequest\x1a\x12.luthier.v1.Upload(\x01\x12P\n\rCreateDataset\x12 .luthier.v1.CreateDatasetRequest\x1a\x1d.google.longrunning.Operation\x12@\n\nGetDataset\x12\x1d.luthier.v1.GetDatasetRequest\x1a\x13.luthier.v1.Dataset\x12Q\n\x0cListDatasets\x12\x1f.luthier.v1.ListDatasetsRequest\x1a .luthier.v1.ListDatasetsResponse\x12U\n\x11GetDatasetVersion\x12$.luthier.v1.GetDatasetVersionRequest\x1a\x1a.luthier.v1.DatasetVersion\x12\x66\n\x13ListDatasetVersions\x12&.luthier.v1.ListDatasetVersionsRequest\x1a\'.luthier.v1.ListDatasetVersionsResponse\x12I\n\rDeleteDataset\x12 .luthier.v1.DeleteDatasetRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18luthier/v1/dataset.proto\x12\nluthier.v1\x1a#google/longrunning/operations.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"Y\n\x12UploadFilesRequest\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x18.luthier.v1.UploadHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"D\n\x0cUploadHeader\x12\x10\n\x08\x66ilename\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"L\n\x06Upload\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x66ilename\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06sha256\x18\x04 \x01(\t\"\x8a\x01\n\x07\x44\x61taset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04task\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elatest_version\x18\x04 \x01(\x0b\x32\x1a.luthier.v1.DatasetVersion\"\xf2\x02\n\x0e\x44\x61tasetVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04task\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x41\n\x0cnum_examples\x18\x04 \x03(\x0b\x32+.luthier.v1.DatasetVersion.NumExamplesEntry\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12 \n\x05split\x18\x06 \x01(\x0b\x32\x11.luthier.v1.Split\x12+\n\nstatistics\x18\x07 \x01(\x0b\x32\x17.google.protobuf.Struct\x12)\n\x08warnings\x18\x08 \x03(\x0b\x32\x17.luthier.v1.DataProblem\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a\x32\n\x10NumExamplesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"W\n\x0b\x44\x61taProblem\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x0b\n\x03row\x18\x02 \x01(\x03\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\r\n\x05\x63ount\x18\x05 \x01(\x03\"8\n\x05Split\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x11\n\tfractions\x18\x02 \x03(\x01\x12\x0c\n\x04seed\x18\x03 \x01(\x03\"+\n\x0b\x44\x61tasetFile\x12\x0e\n\x06upload\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\"\x99\x03\n\x14\x43reateDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x0c\n\x04task\x18\x02 \x01(\t\x12&\n\x05\x66iles\x18\x03 \x03(\x0b\x32\x17.luthier.v1.DatasetFile\x12\x0e\n\x06\x66ormat\x18\x04 \x01(\t\x12>\n\x07\x63olumns\x18\x05 \x03(\x0b\x32-.luthier.v1.CreateDatasetRequest.ColumnsEntry\x12\x11\n\tno_header\x18\x06 \x01(\x08\x12 \n\x05split\x18\x07 \x01(\x0b\x32\x11.luthier.v1.Split\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x12>\n\x07options\x18\t \x03(\x0b\x32-.luthier.v1.CreateDatasetRequest.OptionsEntry\x1a.\n\x0c\x43olumnsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"!\n\x11GetDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"J\n\x13ListDatasetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0c\n\x04task\x18\x03 \x01(\t\"V\n\x14ListDatasetsResponse\x12%\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x13.luthier.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"(\n\x18GetDatasetVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"S\n\x1aListDatasetVersionsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"l\n\x1bListDatasetVersionsResponse\x12\x34\n\x10\x64\x61taset_versions\x18\x01 \x03(\x0b\x32\x1a.luthier.v1.DatasetVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x14\x44\x65leteDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t2\xc6\x04\n\x0e\x44\x61tasetService\x12\x43\n\x0bUploadFiles\x12\x1e.luthier.v1.UploadFilesRequest\x1a\x12.luthier.v1.Upload(\x01\x12P\n\rCreateDataset\x12 .luthier.v1.CreateDatasetRequest\x1a\x1d.google.longrunning.Operation\x12@\n\nGetDataset\x12\x1d.luthier.v1.GetDatasetRequest\x1a\x13.luthier.v1.Dataset\x12Q\n\x0cListDatasets\x12\x1f.luthier.v1.ListDatasetsRequest\x1a .luthier.v1.ListDatasetsResponse\x12U\n\x11GetDatasetVersion\x12$.luthier.v1.GetDatasetVersionRequest\x1a\x1a.luthier.v1.DatasetVersion\x12\x66\n\x13ListDatasetVersions\x12&.luthier.v1.ListDatasetVersionsRequest\x1a\'.luthier.v1.ListDatasetVersionsResponse\x12I\n\rDeleteDataset\x12 .luthier.v1.DeleteDatasetRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,6 +39,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DATASETVERSION_NUMEXAMPLESENTRY']._serialized_options = b'8\001'
   _globals['_CREATEDATASETREQUEST_COLUMNSENTRY']._loaded_options = None
   _globals['_CREATEDATASETREQUEST_COLUMNSENTRY']._serialized_options = b'8\001'
+  _globals['_CREATEDATASETREQUEST_OPTIONSENTRY']._loaded_options = None
+  _globals['_CREATEDATASETREQUEST_OPTIONSENTRY']._serialized_options = b'8\001'
   _globals['_UPLOADFILESREQUEST']._serialized_start=169
   _globals['_UPLOADFILESREQUEST']._serialized_end=258
   _globals['_UPLOADHEADER']._serialized_start=260
@@ -58,23 +60,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DATASETFILE']._serialized_start=1069
   _globals['_DATASETFILE']._serialized_end=1112
   _globals['_CREATEDATASETREQUEST']._serialized_start=1115
-  _globals['_CREATEDATASETREQUEST']._serialized_end=1412
-  _globals['_CREATEDATASETREQUEST_COLUMNSENTRY']._serialized_start=1366
-  _globals['_CREATEDATASETREQUEST_COLUMNSENTRY']._serialized_end=1412
-  _globals['_GETDATASETREQUEST']._serialized_start=1414
-  _globals['_GETDATASETREQUEST']._serialized_end=1447
-  _globals['_LISTDATASETSREQUEST']._serialized_start=1449
-  _globals['_LISTDATASETSREQUEST']._serialized_end=1523
-  _globals['_LISTDATASETSRESPONSE']._serialized_start=1525
-  _globals['_LISTDATASETSRESPONSE']._serialized_end=1611
-  _globals['_GETDATASETVERSIONREQUEST']._serialized_start=1613
-  _globals['_GETDATASETVERSIONREQUEST']._serialized_end=1653
-  _globals['_LISTDATASETVERSIONSREQUEST']._serialized_start=1655
-  _globals['_LISTDATASETVERSIONSREQUEST']._serialized_end=1738
-  _globals['_LISTDATASETVERSIONSRESPONSE']._serialized_start=1740
-  _globals['_LISTDATASETVERSIONSRESPONSE']._serialized_end=1848
-  _globals['_DELETEDATASETREQUEST']._serialized_start=1850
-  _globals['_DELETEDATASETREQUEST']._serialized_end=1886
-  _globals['_DATASETSERVICE']._serialized_start=1889
-  _globals['_DATASETSERVICE']._serialized_end=2471
+  _globals['_CREATEDATASETREQUEST']._serialized_end=1524
+  _globals['_CREATEDATASETREQUEST_COLUMNSENTRY']._serialized_start=1430
+  _globals['_CREATEDATASETREQUEST_COLUMNSENTRY']._serialized_end=1476
+  _globals['_CREATEDATASETREQUEST_OPTIONSENTRY']._serialized_start=1478
+  _globals['_CREATEDATASETREQUEST_OPTIONSENTRY']._serialized_end=1524
+  _globals['_GETDATASETREQUEST']._serialized_start=1526
+  _globals['_GETDATASETREQUEST']._serialized_end=1559
+  _globals['_LISTDATASETSREQUEST']._serialized_start=1561
+  _globals['_LISTDATASETSREQUEST']._serialized_end=1635
+  _globals['_LISTDATASETSRESPONSE']._serialized_start=1637
+  _globals['_LISTDATASETSRESPONSE']._serialized_end=1723
+  _globals['_GETDATASETVERSIONREQUEST']._serialized_start=1725
+  _globals['_GETDATASETVERSIONREQUEST']._serialized_end=1765
+  _globals['_LISTDATASETVERSIONSREQUEST']._serialized_start=1767
+  _globals['_LISTDATASETVERSIONSREQUEST']._serialized_end=1850
+  _globals['_LISTDATASETVERSIONSRESPONSE']._serialized_start=1852
+  _globals['_LISTDATASETVERSIONSRESPONSE']._serialized_end=1960
+  _globals['_DELETEDATASETREQUEST']._serialized_start=1962
+  _globals['_DELETEDATASETREQUEST']._serialized_end=1998
+  _globals['_DATASETSERVICE']._serialized_start=2001
+  _globals['_DATASETSERVICE']._serialized_end=2583
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,7 @@ from google.longrunning import operations_pb2 as google_dot_longrunning_dot_oper
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bluthier/v1/evaluation.proto\x12\nluthier.v1\x1a#google/longrunning/operations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe9\x02\n\nEvaluation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x17\n\x0f\x64\x61taset_version\x18\x03 \x01(\t\x12\r\n\x05split\x18\x04 \x01(\t\x12\x14\n\x0cnum_examples\x18\x05 \x01(\x03\x12\x34\n\x07metrics\x18\x06 \x03(\x0b\x32#.luthier.v1.Evaluation.MetricsEntry\x12*\n\tper_class\x18\x07 \x03(\x0b\x32\x17.luthier.v1.ClassScores\x12\x35\n\x10\x63onfusion_matrix\x18\x08 \x01(\x0b\x32\x1b.luthier.v1.ConfusionMatrix\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x94\x01\n\x0b\x43lassScores\x12\r\n\x05label\x18\x01 \x01(\t\x12\x0f\n\x07support\x18\x02 \x01(\x03\x12\x35\n\x07metrics\x18\x03 \x03(\x0b\x32$.luthier.v1.ClassScores.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"1\n\x0f\x43onfusionMatrix\x12\x0e\n\x06labels\x18\x01 \x03(\t\x12\x0e\n\x06\x63ounts\x18\x02 \x03(\x03\"T\n\x0f\x45valuateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12\r\n\x05split\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"$\n\x14GetEvaluationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"_\n\x16ListEvaluationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x04 \x01(\t\"_\n\x17ListEvaluationsResponse\x12+\n\x0b\x65valuations\x18\x01 \x03(\x0b\x32\x16.luthier.v1.Evaluation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\x82\x02\n\x11\x45valuationService\x12\x46\n\x08\x45valuate\x12\x1b.luthier.v1.EvaluateRequest\x1a\x1d.google.longrunning.Operation\x12I\n\rGetEvaluation\x12 .luthier.v1.GetEvaluationRequest\x1a\x16.luthier.v1.Evaluation\x12Z\n\x0fListEvaluations\x12\".luthier.v1.ListEvaluationsRequest\x1a#.luthier.v1.ListEvaluationsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bluthier/v1/evaluation.proto\x12\nluthier.v1\x1a#google/longrunning/operations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8c\x03\n\nEvaluation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x17\n\x0f\x64\x61taset_version\x18\x03 \x01(\t\x12\r\n\x05split\x18\x04 \x01(\t\x12\x14\n\x0cnum_examples\x18\x05 \x01(\x03\x12\x34\n\x07metrics\x18\x06 \x03(\x0b\x32#.luthier.v1.Evaluation.MetricsEntry\x12*\n\tper_class\x18\x07 \x03(\x0b\x32\x17.luthier.v1.ClassScores\x12\x35\n\x10\x63onfusion_matrix\x18\x08 \x01(\x0b\x32\x1b.luthier.v1.ConfusionMatrix\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12!\n\x06\x63urves\x18\n \x03(\x0b\x32\x11.luthier.v1.Curve\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x94\x01\n\x0b\x43lassScores\x12\r\n\x05label\x18\x01 \x01(\t\x12\x0f\n\x07support\x18\x02 \x01(\x03\x12\x35\n\x07metrics\x18\x03 \x03(\x0b\x32$.luthier.v1.ClassScores.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"1\n\x0f\x43onfusionMatrix\x12\x0e\n\x06labels\x18\x01 \x03(\t\x12\x0e\n\x06\x63ounts\x18\x02 \x03(\x03\"p\n\x05\x43urve\x12\r\n\x05title\x18\x01 \x01(\t\x12\x0f\n\x07x_label\x18\x02 \x01(\t\x12\x0f\n\x07y_label\x18\x03 \x01(\t\x12\t\n\x01x\x18\x04 \x03(\x01\x12\t\n\x01y\x18\x05 \x03(\x01\x12\r\n\x05label\x18\x06 \x01(\t\x12\x11\n\treference\x18\x07 \x01(\x08\"T\n\x0f\x45valuateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12\r\n\x05split\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"$\n\x14GetEvaluationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"_\n\x16ListEvaluationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x04 \x01(\t\"_\n\x17ListEvaluationsResponse\x12+\n\x0b\x65valuations\x18\x01 \x03(\x0b\x32\x16.luthier.v1.Evaluation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"%\n\x15\x44ownloadReportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\'\n\x16\x44ownloadReportResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x32\xdd\x02\n\x11\x45valuationService\x12\x46\n\x08\x45valuate\x12\x1b.luthier.v1.EvaluateRequest\x1a\x1d.google.longrunning.Operation\x12I\n\rGetEvaluation\x12 .luthier.v1.GetEvaluationRequest\x1a\x16.luthier.v1.Evaluation\x12Z\n\x0fListEvaluations\x12\".luthier.v1.ListEvaluationsRequest\x1a#.luthier.v1.ListEvaluationsResponse\x12Y\n\x0e\x44ownloadReport\x12!.luthier.v1.DownloadReportRequest\x1a\".luthier.v1.DownloadReportResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,23 +38,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CLASSSCORES_METRICSENTRY']._loaded_options = None
   _globals['_CLASSSCORES_METRICSENTRY']._serialized_options = b'8\001'
   _globals['_EVALUATION']._serialized_start=114
-  _globals['_EVALUATION']._serialized_end=475
-  _globals['_EVALUATION_METRICSENTRY']._serialized_start=429
-  _globals['_EVALUATION_METRICSENTRY']._serialized_end=475
-  _globals['_CLASSSCORES']._serialized_start=478
-  _globals['_CLASSSCORES']._serialized_end=626
-  _globals['_CLASSSCORES_METRICSENTRY']._serialized_start=429
-  _globals['_CLASSSCORES_METRICSENTRY']._serialized_end=475
-  _globals['_CONFUSIONMATRIX']._serialized_start=628
-  _globals['_CONFUSIONMATRIX']._serialized_end=677
-  _globals['_EVALUATEREQUEST']._serialized_start=679
-  _globals['_EVALUATEREQUEST']._serialized_end=763
-  _globals['_GETEVALUATIONREQUEST']._serialized_start=765
-  _globals['_GETEVALUATIONREQUEST']._serialized_end=801
-  _globals['_LISTEVALUATIONSREQUEST']._serialized_start=803
-  _globals['_LISTEVALUATIONSREQUEST']._serialized_end=898
-  _globals['_LISTEVALUATIONSRESPONSE']._serialized_start=900
-  _globals['_LISTEVALUATIONSRESPONSE']._serialized_end=995
-  _globals['_EVALUATIONSERVICE']._serialized_start=998
-  _globals['_EVALUATIONSERVICE']._serialized_end=1256
+  _globals['_EVALUATION']._serialized_end=510
+  _globals['_EVALUATION_METRICSENTRY']._serialized_start=464
+  _globals['_EVALUATION_METRICSENTRY']._serialized_end=510
+  _globals['_CLASSSCORES']._serialized_start=513
+  _globals['_CLASSSCORES']._serialized_end=661
+  _globals['_CLASSSCORES_METRICSENTRY']._serialized_start=464
+  _globals['_CLASSSCORES_METRICSENTRY']._serialized_end=510
+  _globals['_CONFUSIONMATRIX']._serialized_start=663
+  _globals['_CONFUSIONMATRIX']._serialized_end=712
+  _globals['_CURVE']._serialized_start=714
+  _globals['_CURVE']._serialized_end=826
+  _globals['_EVALUATEREQUEST']._serialized_start=828
+  _globals['_EVALUATEREQUEST']._serialized_end=912
+  _globals['_GETEVALUATIONREQUEST']._serialized_start=914
+  _globals['_GETEVALUATIONREQUEST']._serialized_end=950
+  _globals['_LISTEVALUATIONSREQUEST']._serialized_start=952
+  _globals['_LISTEVALUATIONSREQUEST']._serialized_end=1047
+  _globals['_LISTEVALUATIONSRESPONSE']._serialized_start=1049
+  _globals['_LISTEVALUATIONSRESPONSE']._serialized_end=1144
+  _globals['_DOWNLOADREPORTREQUEST']._serialized_start=1146
+  _globals['_DOWNLOADREPORTREQUEST']._serialized_end=1183
+  _globals['_DOWNLOADREPORTRESPONSE']._serialized_start=1185
+  _globals['_DOWNLOADREPORTRESPONSE']._serialized_end=1224
+  _globals['_EVALUATIONSERVICE']._serialized_start=1227
+  _globals['_EVALUATIONSERVICE']._serialized_end=1576
 # @@protoc_insertion_point(module_scope)

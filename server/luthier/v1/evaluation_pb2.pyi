@@ -54,6 +54,7 @@ class Evaluation(_message.Message):
     PER_CLASS_FIELD_NUMBER: _builtins.int
     CONFUSION_MATRIX_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    CURVES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`evaluations/{evaluation}`."""
     model_version: _builtins.str
@@ -80,6 +81,10 @@ class Evaluation(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""
 
+    @_builtins.property
+    def curves(self) -> _containers.RepeatedCompositeFieldContainer[Global___Curve]:
+        """Lines to look at beside the scores, where the task draws any. Lists leave them out."""
+
     def __init__(
         self,
         *,
@@ -92,10 +97,11 @@ class Evaluation(_message.Message):
         per_class: _abc.Iterable[Global___ClassScores] | None = ...,
         confusion_matrix: Global___ConfusionMatrix | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        curves: _abc.Iterable[Global___Curve] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["confusion_matrix", b"confusion_matrix", "create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["confusion_matrix", b"confusion_matrix", "create_time", b"create_time", "dataset_version", b"dataset_version", "metrics", b"metrics", "model_version", b"model_version", "name", b"name", "num_examples", b"num_examples", "per_class", b"per_class", "split", b"split"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confusion_matrix", b"confusion_matrix", "create_time", b"create_time", "curves", b"curves", "dataset_version", b"dataset_version", "metrics", b"metrics", "model_version", b"model_version", "name", b"name", "num_examples", b"num_examples", "per_class", b"per_class", "split", b"split"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -182,6 +188,56 @@ class ConfusionMatrix(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ConfusionMatrix: _TypeAlias = ConfusionMatrix  # noqa: Y015
+
+@_typing.final
+class Curve(_message.Message):
+    """A line of a chart, for instance precision over recall of one class."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TITLE_FIELD_NUMBER: _builtins.int
+    X_LABEL_FIELD_NUMBER: _builtins.int
+    Y_LABEL_FIELD_NUMBER: _builtins.int
+    X_FIELD_NUMBER: _builtins.int
+    Y_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    REFERENCE_FIELD_NUMBER: _builtins.int
+    title: _builtins.str
+    """Title of the chart; lines of one title are drawn together."""
+    x_label: _builtins.str
+    """What the horizontal axis counts."""
+    y_label: _builtins.str
+    """What the vertical axis counts."""
+    label: _builtins.str
+    """What this line is of."""
+    reference: _builtins.bool
+    """Whether it only serves to compare the others with, such as what chance would give."""
+    @_builtins.property
+    def x(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Horizontal values of the points, in order."""
+
+    @_builtins.property
+    def y(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Vertical values, as many."""
+
+    def __init__(
+        self,
+        *,
+        title: _builtins.str = ...,
+        x_label: _builtins.str = ...,
+        y_label: _builtins.str = ...,
+        x: _abc.Iterable[_builtins.float] | None = ...,
+        y: _abc.Iterable[_builtins.float] | None = ...,
+        label: _builtins.str = ...,
+        reference: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["label", b"label", "reference", b"reference", "title", b"title", "x", b"x", "x_label", b"x_label", "y", b"y", "y_label", b"y_label"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Curve: _TypeAlias = Curve  # noqa: Y015
 
 @_typing.final
 class EvaluateRequest(_message.Message):
@@ -285,7 +341,7 @@ class ListEvaluationsResponse(_message.Message):
     """Empty on the last page."""
     @_builtins.property
     def evaluations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Evaluation]:
-        """Newest first."""
+        """Newest first, without curves."""
 
     def __init__(
         self,
@@ -300,3 +356,47 @@ class ListEvaluationsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListEvaluationsResponse: _TypeAlias = ListEvaluationsResponse  # noqa: Y015
+
+@_typing.final
+class DownloadReportRequest(_message.Message):
+    """Request of DownloadReport."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`evaluations/{evaluation}`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DownloadReportRequest: _TypeAlias = DownloadReportRequest  # noqa: Y015
+
+@_typing.final
+class DownloadReportResponse(_message.Message):
+    """The next part of a report."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHUNK_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    """At most 1 MiB of it."""
+    def __init__(
+        self,
+        *,
+        chunk: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DownloadReportResponse: _TypeAlias = DownloadReportResponse  # noqa: Y015

@@ -51,6 +51,11 @@ class EvaluationServiceStub:
                 request_serializer=luthier_dot_v1_dot_evaluation__pb2.ListEvaluationsRequest.SerializeToString,
                 response_deserializer=luthier_dot_v1_dot_evaluation__pb2.ListEvaluationsResponse.FromString,
                 _registered_method=True)
+        self.DownloadReport = channel.unary_stream(
+                '/luthier.v1.EvaluationService/DownloadReport',
+                request_serializer=luthier_dot_v1_dot_evaluation__pb2.DownloadReportRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_evaluation__pb2.DownloadReportResponse.FromString,
+                _registered_method=True)
 
 
 class EvaluationServiceServicer:
@@ -78,6 +83,14 @@ class EvaluationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DownloadReport(self, request, context):
+        """Sends the report of an evaluation: one HTML page that refers to nothing outside itself. NOT_FOUND where the evaluation
+        has none, as those made before there were reports.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EvaluationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -95,6 +108,11 @@ def add_EvaluationServiceServicer_to_server(servicer, server):
                     servicer.ListEvaluations,
                     request_deserializer=luthier_dot_v1_dot_evaluation__pb2.ListEvaluationsRequest.FromString,
                     response_serializer=luthier_dot_v1_dot_evaluation__pb2.ListEvaluationsResponse.SerializeToString,
+            ),
+            'DownloadReport': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadReport,
+                    request_deserializer=luthier_dot_v1_dot_evaluation__pb2.DownloadReportRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_evaluation__pb2.DownloadReportResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -179,6 +197,33 @@ class EvaluationService:
             '/luthier.v1.EvaluationService/ListEvaluations',
             luthier_dot_v1_dot_evaluation__pb2.ListEvaluationsRequest.SerializeToString,
             luthier_dot_v1_dot_evaluation__pb2.ListEvaluationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadReport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/luthier.v1.EvaluationService/DownloadReport',
+            luthier_dot_v1_dot_evaluation__pb2.DownloadReportRequest.SerializeToString,
+            luthier_dot_v1_dot_evaluation__pb2.DownloadReportResponse.FromString,
             options,
             channel_credentials,
             insecure,

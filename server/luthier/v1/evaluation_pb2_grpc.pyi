@@ -40,6 +40,10 @@ class EvaluationServiceStub:
     """Returns one evaluation."""
     ListEvaluations: _grpc.UnaryUnaryMultiCallable[_evaluation_pb2.ListEvaluationsRequest, _evaluation_pb2.ListEvaluationsResponse]
     """Lists evaluations, newest first. To compare versions, list those of a model on one data set."""
+    DownloadReport: _grpc.UnaryStreamMultiCallable[_evaluation_pb2.DownloadReportRequest, _evaluation_pb2.DownloadReportResponse]
+    """Sends the report of an evaluation: one HTML page that refers to nothing outside itself. NOT_FOUND where the evaluation
+    has none, as those made before there were reports.
+    """
 
 @_typing.type_check_only
 class EvaluationServiceAsyncStub(EvaluationServiceStub):
@@ -52,6 +56,10 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     """Returns one evaluation."""
     ListEvaluations: _aio.UnaryUnaryMultiCallable[_evaluation_pb2.ListEvaluationsRequest, _evaluation_pb2.ListEvaluationsResponse]  # type: ignore[assignment]
     """Lists evaluations, newest first. To compare versions, list those of a model on one data set."""
+    DownloadReport: _aio.UnaryStreamMultiCallable[_evaluation_pb2.DownloadReportRequest, _evaluation_pb2.DownloadReportResponse]  # type: ignore[assignment]
+    """Sends the report of an evaluation: one HTML page that refers to nothing outside itself. NOT_FOUND where the evaluation
+    has none, as those made before there were reports.
+    """
 
 class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Evaluations of served bundles: what is evaluated is what is served."""
@@ -79,5 +87,15 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_evaluation_pb2.ListEvaluationsResponse, _abc.Awaitable[_evaluation_pb2.ListEvaluationsResponse]]:
         """Lists evaluations, newest first. To compare versions, list those of a model on one data set."""
+
+    @_abc_1.abstractmethod
+    def DownloadReport(
+        self,
+        request: _evaluation_pb2.DownloadReportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_evaluation_pb2.DownloadReportResponse], _abc.AsyncIterator[_evaluation_pb2.DownloadReportResponse]]:
+        """Sends the report of an evaluation: one HTML page that refers to nothing outside itself. NOT_FOUND where the evaluation
+        has none, as those made before there were reports.
+        """
 
 def add_EvaluationServiceServicer_to_server(servicer: EvaluationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -173,6 +173,7 @@ class ModelVersion(_message.Message):
     PACKAGES_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     SERVABLE_FIELD_NUMBER: _builtins.int
+    VARIANTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`models/{model}/versions/{number}`."""
     task: _builtins.str
@@ -217,6 +218,10 @@ class ModelVersion(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was published."""
 
+    @_builtins.property
+    def variants(self) -> _containers.RepeatedCompositeFieldContainer[Global___Variant]:
+        """What was made at export, measured side by side; exactly one of them is served. The metrics above are that one's."""
+
     def __init__(
         self,
         *,
@@ -235,18 +240,63 @@ class ModelVersion(_message.Message):
         packages: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         servable: _builtins.bool = ...,
+        variants: _abc.Iterable[Global___Variant] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "create_time", b"create_time", "parity", b"parity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "config", b"config", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "dataset_version", b"dataset_version", "digest", b"digest", "files", b"files", "metrics", b"metrics", "name", b"name", "packages", b"packages", "parity", b"parity", "seed", b"seed", "servable", b"servable", "task", b"task", "training", b"training"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "config", b"config", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "dataset_version", b"dataset_version", "digest", b"digest", "files", b"files", "metrics", b"metrics", "name", b"name", "packages", b"packages", "parity", b"parity", "seed", b"seed", "servable", b"servable", "task", b"task", "training", b"training", "variants", b"variants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelVersion: _TypeAlias = ModelVersion  # noqa: Y015
 
 @_typing.final
+class Variant(_message.Message):
+    """A numeric form of an exported model, measured from raw input to final prediction."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    LATENCY_MS_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    SERVED_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`float32`, or `int8`."""
+    size_bytes: _builtins.int
+    """Size of its ONNX file."""
+    latency_ms: _builtins.float
+    """Median milliseconds of a single prediction on one thread, on the machine that made it."""
+    metric: _builtins.float
+    """The task's primary metric on the examples of the parity measurement."""
+    served: _builtins.bool
+    """Whether it is what the version serves. Of the others no file is kept."""
+    note: _builtins.str
+    """How it was made, and why it is not served."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        latency_ms: _builtins.float = ...,
+        metric: _builtins.float = ...,
+        served: _builtins.bool = ...,
+        note: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["latency_ms", b"latency_ms", "metric", b"metric", "name", b"name", "note", b"note", "served", b"served", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Variant: _TypeAlias = Variant  # noqa: Y015
+
+@_typing.final
 class Parity(_message.Message):
-    """The source model and the served bundle, from raw input to final prediction, on the same examples."""
+    """The source model and the exported one in float32, from raw input to final prediction, on the same examples. What int8
+    costs on top is in the version's variants.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -260,7 +310,7 @@ class Parity(_message.Message):
     source: _builtins.float
     """By the model in its training framework."""
     served: _builtins.float
-    """By the bundle."""
+    """By the exported model."""
     tolerance: _builtins.float
     """The largest loss allowed."""
     num_examples: _builtins.int
@@ -326,6 +376,7 @@ class FineTuneRequest(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     PARITY_TOLERANCE_FIELD_NUMBER: _builtins.int
+    QUANTIZATION_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """Last part of the model's name: small letters, digits, `-` and `_`, at most 63."""
     task: _builtins.str
@@ -344,6 +395,10 @@ class FineTuneRequest(_message.Message):
     def config(self) -> _any_pb2.Any:
         """A message of the task's config type; fields left unset take their defaults."""
 
+    @_builtins.property
+    def quantization(self) -> Global___Quantization:
+        """Makes an int8 variant at export, too, and serves it where its gate lets it; unset: float32 alone."""
+
     def __init__(
         self,
         *,
@@ -355,16 +410,43 @@ class FineTuneRequest(_message.Message):
         seed: _builtins.int = ...,
         request_id: _builtins.str = ...,
         parity_tolerance: _builtins.float | None = ...,
+        quantization: Global___Quantization | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_parity_tolerance", b"_parity_tolerance", "config", b"config", "parity_tolerance", b"parity_tolerance"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_parity_tolerance", b"_parity_tolerance", "config", b"config", "parity_tolerance", b"parity_tolerance", "quantization", b"quantization"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_parity_tolerance", b"_parity_tolerance", "base", b"base", "config", b"config", "dataset", b"dataset", "model_id", b"model_id", "parity_tolerance", b"parity_tolerance", "request_id", b"request_id", "seed", b"seed", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_parity_tolerance", b"_parity_tolerance", "base", b"base", "config", b"config", "dataset", b"dataset", "model_id", b"model_id", "parity_tolerance", b"parity_tolerance", "quantization", b"quantization", "request_id", b"request_id", "seed", b"seed", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__parity_tolerance: _TypeAlias = _typing.Literal["parity_tolerance"]  # noqa: Y015
     _WhichOneofArgType__parity_tolerance: _TypeAlias = _typing.Literal["_parity_tolerance", b"_parity_tolerance"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__parity_tolerance) -> _WhichOneofReturnType__parity_tolerance | None: ...
 
 Global___FineTuneRequest: _TypeAlias = FineTuneRequest  # noqa: Y015
+
+@_typing.final
+class Quantization(_message.Message):
+    """How an int8 variant is judged."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOLERANCE_FIELD_NUMBER: _builtins.int
+    tolerance: _builtins.float
+    """How far its primary metric may fall behind that of float32 on the examples of the parity measurement; unset: 0.01.
+    Where it falls further, float32 is served, and the version says so.
+    """
+    def __init__(
+        self,
+        *,
+        tolerance: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_tolerance", b"_tolerance", "tolerance", b"tolerance"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tolerance", b"_tolerance", "tolerance", b"tolerance"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__tolerance: _TypeAlias = _typing.Literal["tolerance"]  # noqa: Y015
+    _WhichOneofArgType__tolerance: _TypeAlias = _typing.Literal["_tolerance", b"_tolerance"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tolerance) -> _WhichOneofReturnType__tolerance | None: ...
+
+Global___Quantization: _TypeAlias = Quantization  # noqa: Y015
 
 @_typing.final
 class GetModelRequest(_message.Message):

@@ -43,6 +43,8 @@ class OperationMetadata(_message.Message):
         """Evaluate."""
         KIND_PULL_BASE: OperationMetadata._Kind.ValueType  # 4
         """PullBase."""
+        KIND_IMPORT_BASE: OperationMetadata._Kind.ValueType  # 5
+        """ImportBase."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
         """What it does."""
@@ -57,6 +59,8 @@ class OperationMetadata(_message.Message):
     """Evaluate."""
     KIND_PULL_BASE: OperationMetadata.Kind.ValueType  # 4
     """PullBase."""
+    KIND_IMPORT_BASE: OperationMetadata.Kind.ValueType  # 5
+    """ImportBase."""
 
     class _State:
         ValueType = _typing.NewType("ValueType", _builtins.int)

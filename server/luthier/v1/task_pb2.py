@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15luthier/v1/task.proto\x12\nluthier.v1\"\x9d\x03\n\x04Task\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x0f\n\x07service\x18\x04 \x01(\t\x12\'\n\x07methods\x18\x05 \x03(\x0b\x32\x16.luthier.v1.TaskMethod\x12\x13\n\x0b\x63onfig_type\x18\x06 \x01(\t\x12,\n\rconfig_fields\x18\x07 \x03(\x0b\x32\x15.luthier.v1.TaskField\x12\x14\n\x0c\x65xample_type\x18\x08 \x01(\t\x12&\n\x07\x63olumns\x18\t \x03(\x0b\x32\x15.luthier.v1.TaskField\x12\x0f\n\x07\x66ormats\x18\n \x03(\t\x12\x13\n\x0b\x65xtra_files\x18\x0b \x03(\t\x12\x0e\n\x06splits\x18\x0c \x03(\t\x12\r\n\x05\x62\x61ses\x18\r \x03(\t\x12\x16\n\x0eprimary_metric\x18\x0e \x01(\t\x12\x17\n\x0flower_is_better\x18\x0f \x01(\x08\x12\x14\n\x0c\x64istribution\x18\x10 \x01(\t\x12\x1c\n\x14\x64istribution_version\x18\x11 \x01(\t\"L\n\nTaskMethod\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x15\n\rinstance_type\x18\x02 \x01(\t\x12\x17\n\x0fprediction_type\x18\x03 \x01(\t\"\x9e\x01\n\tTaskField\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x0c\n\x04help\x18\x03 \x01(\t\x12\x0f\n\x07\x64\x65\x66\x61ult\x18\x04 \x01(\t\x12\x10\n\x03min\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x03max\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x0f\n\x07\x63hoices\x18\x07 \x03(\t\x12\x10\n\x08required\x18\x08 \x01(\x08\x42\x06\n\x04_minB\x06\n\x04_max\"/\n\rPluginFailure\x12\x0e\n\x06plugin\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"9\n\x10ListTasksRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"\x80\x01\n\x11ListTasksResponse\x12\x1f\n\x05tasks\x18\x01 \x03(\x0b\x32\x10.luthier.v1.Task\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x31\n\x0e\x66\x61iled_plugins\x18\x03 \x03(\x0b\x32\x19.luthier.v1.PluginFailure\"\x1e\n\x0eGetTaskRequest\x12\x0c\n\x04name\x18\x01 \x01(\t2\x90\x01\n\x0bTaskService\x12H\n\tListTasks\x12\x1c.luthier.v1.ListTasksRequest\x1a\x1d.luthier.v1.ListTasksResponse\x12\x37\n\x07GetTask\x12\x1a.luthier.v1.GetTaskRequest\x1a\x10.luthier.v1.Taskb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15luthier/v1/task.proto\x12\nluthier.v1\"\xca\x03\n\x04Task\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x0f\n\x07service\x18\x04 \x01(\t\x12\'\n\x07methods\x18\x05 \x03(\x0b\x32\x16.luthier.v1.TaskMethod\x12\x13\n\x0b\x63onfig_type\x18\x06 \x01(\t\x12,\n\rconfig_fields\x18\x07 \x03(\x0b\x32\x15.luthier.v1.TaskField\x12\x14\n\x0c\x65xample_type\x18\x08 \x01(\t\x12&\n\x07\x63olumns\x18\t \x03(\x0b\x32\x15.luthier.v1.TaskField\x12\x0f\n\x07\x66ormats\x18\n \x03(\t\x12\x13\n\x0b\x65xtra_files\x18\x0b \x03(\t\x12\x0e\n\x06splits\x18\x0c \x03(\t\x12\r\n\x05\x62\x61ses\x18\r \x03(\t\x12\x16\n\x0eprimary_metric\x18\x0e \x01(\t\x12\x17\n\x0flower_is_better\x18\x0f \x01(\x08\x12\x14\n\x0c\x64istribution\x18\x10 \x01(\t\x12\x1c\n\x14\x64istribution_version\x18\x11 \x01(\t\x12+\n\x0cread_options\x18\x12 \x03(\x0b\x32\x15.luthier.v1.TaskField\"L\n\nTaskMethod\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x15\n\rinstance_type\x18\x02 \x01(\t\x12\x17\n\x0fprediction_type\x18\x03 \x01(\t\"\x9e\x01\n\tTaskField\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x0c\n\x04help\x18\x03 \x01(\t\x12\x0f\n\x07\x64\x65\x66\x61ult\x18\x04 \x01(\t\x12\x10\n\x03min\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x03max\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x0f\n\x07\x63hoices\x18\x07 \x03(\t\x12\x10\n\x08required\x18\x08 \x01(\x08\x42\x06\n\x04_minB\x06\n\x04_max\"/\n\rPluginFailure\x12\x0e\n\x06plugin\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"9\n\x10ListTasksRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"\x80\x01\n\x11ListTasksResponse\x12\x1f\n\x05tasks\x18\x01 \x03(\x0b\x32\x10.luthier.v1.Task\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x31\n\x0e\x66\x61iled_plugins\x18\x03 \x03(\x0b\x32\x19.luthier.v1.PluginFailure\"\x1e\n\x0eGetTaskRequest\x12\x0c\n\x04name\x18\x01 \x01(\t2\x90\x01\n\x0bTaskService\x12H\n\tListTasks\x12\x1c.luthier.v1.ListTasksRequest\x1a\x1d.luthier.v1.ListTasksResponse\x12\x37\n\x07GetTask\x12\x1a.luthier.v1.GetTaskRequest\x1a\x10.luthier.v1.Taskb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,19 +32,19 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'luthier.v1.task_pb2', _glob
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TASK']._serialized_start=38
-  _globals['_TASK']._serialized_end=451
-  _globals['_TASKMETHOD']._serialized_start=453
-  _globals['_TASKMETHOD']._serialized_end=529
-  _globals['_TASKFIELD']._serialized_start=532
-  _globals['_TASKFIELD']._serialized_end=690
-  _globals['_PLUGINFAILURE']._serialized_start=692
-  _globals['_PLUGINFAILURE']._serialized_end=739
-  _globals['_LISTTASKSREQUEST']._serialized_start=741
-  _globals['_LISTTASKSREQUEST']._serialized_end=798
-  _globals['_LISTTASKSRESPONSE']._serialized_start=801
-  _globals['_LISTTASKSRESPONSE']._serialized_end=929
-  _globals['_GETTASKREQUEST']._serialized_start=931
-  _globals['_GETTASKREQUEST']._serialized_end=961
-  _globals['_TASKSERVICE']._serialized_start=964
-  _globals['_TASKSERVICE']._serialized_end=1108
+  _globals['_TASK']._serialized_end=496
+  _globals['_TASKMETHOD']._serialized_start=498
+  _globals['_TASKMETHOD']._serialized_end=574
+  _globals['_TASKFIELD']._serialized_start=577
+  _globals['_TASKFIELD']._serialized_end=735
+  _globals['_PLUGINFAILURE']._serialized_start=737
+  _globals['_PLUGINFAILURE']._serialized_end=784
+  _globals['_LISTTASKSREQUEST']._serialized_start=786
+  _globals['_LISTTASKSREQUEST']._serialized_end=843
+  _globals['_LISTTASKSRESPONSE']._serialized_start=846
+  _globals['_LISTTASKSRESPONSE']._serialized_end=974
+  _globals['_GETTASKREQUEST']._serialized_start=976
+  _globals['_GETTASKREQUEST']._serialized_end=1006
+  _globals['_TASKSERVICE']._serialized_start=1009
+  _globals['_TASKSERVICE']._serialized_end=1153
 # @@protoc_insertion_point(module_scope)

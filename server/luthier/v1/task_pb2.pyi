@@ -41,6 +41,7 @@ class Task(_message.Message):
     LOWER_IS_BETTER_FIELD_NUMBER: _builtins.int
     DISTRIBUTION_FIELD_NUMBER: _builtins.int
     DISTRIBUTION_VERSION_FIELD_NUMBER: _builtins.int
+    READ_OPTIONS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`tasks/{task}`, for instance `tasks/text-classification`."""
     title: _builtins.str
@@ -89,6 +90,10 @@ class Task(_message.Message):
     def bases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Base models that suit the task, the best default first; empty where a base is an earlier version of a model."""
 
+    @_builtins.property
+    def read_options(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskField]:
+        """What CreateDataset takes as `options` for this task."""
+
     def __init__(
         self,
         *,
@@ -109,10 +114,11 @@ class Task(_message.Message):
         lower_is_better: _builtins.bool = ...,
         distribution: _builtins.str = ...,
         distribution_version: _builtins.str = ...,
+        read_options: _abc.Iterable[Global___TaskField] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bases", b"bases", "columns", b"columns", "config_fields", b"config_fields", "config_type", b"config_type", "description", b"description", "distribution", b"distribution", "distribution_version", b"distribution_version", "example_type", b"example_type", "extra_files", b"extra_files", "formats", b"formats", "lower_is_better", b"lower_is_better", "methods", b"methods", "name", b"name", "primary_metric", b"primary_metric", "service", b"service", "splits", b"splits", "title", b"title"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bases", b"bases", "columns", b"columns", "config_fields", b"config_fields", "config_type", b"config_type", "description", b"description", "distribution", b"distribution", "distribution_version", b"distribution_version", "example_type", b"example_type", "extra_files", b"extra_files", "formats", b"formats", "lower_is_better", b"lower_is_better", "methods", b"methods", "name", b"name", "primary_metric", b"primary_metric", "read_options", b"read_options", "service", b"service", "splits", b"splits", "title", b"title"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -15,7 +15,7 @@ from luthier.registry import Registry
 from luthier.settings import Settings
 from luthier.store import Store
 from luthier.v1.operation_pb2 import OperationMetadata
-from luthier.worker import create_dataset, evaluate, fine_tune, process, pull_base
+from luthier.worker import create_dataset, evaluate, fine_tune, import_base, process, pull_base
 from luthier.worker.job import Job, Tools
 
 log = structlog.get_logger()
@@ -25,6 +25,7 @@ WORK = {
     OperationMetadata.KIND_FINE_TUNE: fine_tune.work,
     OperationMetadata.KIND_EVALUATE: evaluate.work,
     OperationMetadata.KIND_PULL_BASE: pull_base.work,
+    OperationMetadata.KIND_IMPORT_BASE: import_base.work,
 }
 
 
@@ -45,7 +46,7 @@ def main(settings_json: str, operation: str, attempt: str, kind: str, parent: st
         registry=Registry(database),
         store=Store(settings.home),
         plugins=plugins.load(),
-        catalogue=Catalogue.load(settings.home / "bases.toml"),
+        catalogue=Catalogue.load(settings.home / "bases.toml", database),
     )
     job = Job(tools, claim)
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import sqlalchemy as sa
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
@@ -19,9 +21,10 @@ def work(job: Job) -> Publish:
     """Reads, validates, splits and stores."""
     request: dataset_pb2.CreateDatasetRequest = job.request(dataset_pb2.CreateDatasetRequest)
     task = job.tools.plugins.task(request.task)
+    options = {name: request.options.get(name, option.default) for name, option in task.read_options.items()}
     built = datasets.build(
         task,
-        [_file(job, request, file) for file in request.files],
+        [_file(job, request, file, options) for file in request.files],
         request.split,
         job.directory / "built",
         job.progress,
@@ -44,7 +47,9 @@ def work(job: Job) -> Publish:
     return record
 
 
-def _file(job: Job, request: dataset_pb2.CreateDatasetRequest, file: dataset_pb2.DatasetFile) -> DataFile:
+def _file(
+    job: Job, request: dataset_pb2.CreateDatasetRequest, file: dataset_pb2.DatasetFile, options: Mapping[str, str]
+) -> DataFile:
     id = names.parse("uploads/{upload}", file.upload)[0]
     upload = job.tools.registry.upload(id)
     path = job.tools.store.upload(id)
@@ -58,4 +63,5 @@ def _file(job: Job, request: dataset_pb2.CreateDatasetRequest, file: dataset_pb2
         role=file.role,
         columns=dict(request.columns),
         header=not request.no_header,
+        options=options,
     )

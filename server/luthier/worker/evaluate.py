@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import sqlalchemy as sa
 from google.protobuf.message import Message
 
 from luthier import bundle, datasets, names
@@ -14,6 +15,7 @@ from luthier.errors import FailedPrecondition
 from luthier.inference.predictor import Predictor
 from luthier.task import Task
 from luthier.v1 import evaluation_pb2
+from luthier.worker import report
 from luthier.worker.job import Job, Publish
 
 if TYPE_CHECKING:
@@ -39,7 +41,14 @@ def work(job: Job) -> Publish:
     predictions = predict(job, task, directory, task.instances(examples))
     evaluation = task.score(examples, predictions)
     evaluation.model_version, evaluation.dataset_version, evaluation.split = version.name, dataset.name, split
-    return lambda connection: registry.add_evaluation(connection, job.claim.operation, evaluation)
+    draft = report.prepare(job, task, registry.operation_of(model, number), examples, predictions)
+
+    def record(connection: sa.Connection) -> Message:
+        registry.add_evaluation(connection, job.claim.operation, evaluation)
+        report.keep(job, draft, version, evaluation)
+        return evaluation
+
+    return record
 
 
 def predict(job: Job, task: Task, directory: Path, instances: Sequence[Message]) -> list[Message]:
@@ -58,3 +67,8 @@ def predict(job: Job, task: Task, directory: Path, instances: Sequence[Message])
 def score_rows(task: Task, examples: pa.Table, predictions: Sequence[Message]) -> float:
     """The primary metric alone."""
     return task.score(examples, predictions).metrics[task.primary_metric]
+
+
+def shortfall(task: Task, reference: float, value: float) -> float:
+    """How far a value of the primary metric falls behind another; below 0 where it is better."""
+    return value - reference if task.lower_is_better else reference - value

@@ -16,9 +16,9 @@ from luthier.errors import ParityFailed
 from luthier.store import publish
 from luthier.task import PARTS, Task
 from luthier.v1 import dataset_pb2, evaluation_pb2, model_pb2
-from luthier.worker import evaluate
+from luthier.worker import evaluate, report, variants
 from luthier.worker.job import Job, Publish
-from luthier.worker.trainer_process import Outcome, train
+from luthier.worker.trainer_process import train
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,7 +45,9 @@ def work(job: Job) -> Publish:
 
     predictions = evaluate.predict(job, task, outcome.bundle, task.instances(examples))
     parity = _parity(task, request, examples, outcome.predictions, predictions)
-    evaluation = _evaluation(job, task, outcome.bundle, data, dataset, examples, predictions)
+    float32 = variants.Form("float32", outcome.bundle, predictions, parity.served)
+    served, measured = variants.choose(job, task, request, data, examples, float32)
+    evaluation, draft = _evaluation(job, task, served, data, dataset, examples)
     version = model_pb2.ModelVersion(
         task=task.id,
         base=request.base,
@@ -58,10 +60,11 @@ def work(job: Job) -> Publish:
         training=outcome.figures,
         packages=outcome.packages,
         servable=True,
+        variants=measured,
     )
-    _seal(job, task, version, config, judged, outcome)
+    _seal(job, task, version, config, judged, served.directory)
     job.check()
-    publish(outcome.bundle, job.tools.store.bundle(version.digest))
+    publish(served.directory, job.tools.store.bundle(version.digest))
 
     def record(connection: sa.Connection) -> Message:
         registry = job.tools.registry
@@ -69,6 +72,7 @@ def work(job: Job) -> Publish:
         if evaluation:
             evaluation.model_version = version.name
             registry.add_evaluation(connection, job.claim.operation, evaluation)
+            report.keep(job, draft, version, evaluation)
         return version
 
     return record
@@ -109,7 +113,7 @@ def _parity(
         tolerance=request.parity_tolerance if request.HasField("parity_tolerance") else PARITY_TOLERANCE,
         num_examples=examples.num_rows,
     )
-    loss = parity.served - parity.source if task.lower_is_better else parity.source - parity.served
+    loss = evaluate.shortfall(task, parity.source, parity.served)
     # A metric that is not a number compares as false, and must not pass for that.
     if not loss <= parity.tolerance:
         raise ParityFailed(
@@ -122,26 +126,24 @@ def _parity(
 def _evaluation(
     job: Job,
     task: Task,
-    directory: Path,
+    served: variants.Form,
     data: Path,
     dataset: dataset_pb2.DatasetVersion,
     examples: pa.Table,
-    predictions: list[Message],
-) -> evaluation_pb2.Evaluation | None:
-    """Scores of the bundle on the whole test part; None where the data set has none."""
+) -> tuple[evaluation_pb2.Evaluation | None, report.Draft | None]:
+    """Scores of the bundle that will be served on the whole test part, and their report; None without such a part."""
     test = datasets.load(data, ["test"])["test"]
     if not test.num_rows:
-        return None
+        return None, None
+    predictions = served.predictions
     if test.num_rows != examples.num_rows:
-        predictions = evaluate.predict(job, task, directory, task.instances(test))
+        predictions = evaluate.predict(job, task, served.directory, task.instances(test))
     evaluation = task.score(test, predictions)
     evaluation.dataset_version, evaluation.split = dataset.name, "test"
-    return evaluation
+    return evaluation, report.prepare(job, task, job.claim.operation, test, predictions)
 
 
-def _seal(
-    job: Job, task: Task, version: model_pb2.ModelVersion, config: Message, judged: str, outcome: Outcome
-) -> None:
+def _seal(job: Job, task: Task, version: model_pb2.ModelVersion, config: Message, judged: str, directory: Path) -> None:
     """Writes the manifest into the bundle, and files and digest into the version."""
     plugin = job.tools.plugins.loaded[task.id]
     manifest: dict[str, Any] = {
@@ -160,8 +162,9 @@ def _seal(
             "metrics": dict(version.metrics),
             "parity": {**MessageToDict(version.parity, preserving_proto_field_name=True), "part": judged},
             "training": dict(version.training),
+            "variants": [MessageToDict(v, preserving_proto_field_name=True) for v in version.variants],
         },
     }
-    version.digest = bundle.seal(outcome.bundle, manifest)
-    files = json.loads((outcome.bundle / bundle.MANIFEST).read_text(encoding="utf-8"))["files"]
+    version.digest = bundle.seal(directory, manifest)
+    files = json.loads((directory / bundle.MANIFEST).read_text(encoding="utf-8"))["files"]
     version.files.extend(model_pb2.BundleFile(**file) for file in files)

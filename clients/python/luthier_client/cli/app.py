@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from luthier_client import server
-from luthier_client.cli import catalogue, datasets, evaluate, models, operations, predict, tune
+from luthier_client.cli import bases, catalogue, datasets, evaluate, models, operations, predict, tune
 from luthier_client.cli.session import AddressOption, Globals, JsonOption
 
 app = typer.Typer(
@@ -45,16 +45,23 @@ def serve(ctx: typer.Context) -> None:
 
 @app.command()
 def demo(
+    tasks: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TASK]...", help="Tasks to show. [text-classification recommendation]"),
+    ] = None,
+    all: Annotated[bool, typer.Option("--all", help="Show all tasks.")] = False,
     exit: Annotated[bool, typer.Option("--exit", help="Stop the server at the end instead of leaving it up.")] = False,
     home: Annotated[Path | None, typer.Option(help="Folder to keep everything in. [a temporary one]")] = None,
 ) -> None:
-    """Start a server and take two small data sets the whole way: tune, evaluate, predict, export."""
+    """Start a server and take small data sets the whole way: tune, evaluate, predict, export."""
     import luthier_demo
 
-    raise typer.Exit(luthier_demo.run(exit_after=exit, home=home))
+    chosen = list(luthier_demo.STOPS) if all else tasks or luthier_demo.FIRST
+    raise typer.Exit(luthier_demo.run(chosen, exit_after=exit, home=home))
 
 
 catalogue.add_to(app)
+bases.add_to(app)
 datasets.add_to(app)
 tune.add_to(app)
 operations.add_to(app)

@@ -1,4 +1,4 @@
-"""`luthier tasks`, `luthier bases` and `luthier plugins`: what a server can do and start from."""
+"""`luthier tasks` and `luthier plugins`: what a server can do."""
 
 from __future__ import annotations
 
@@ -9,18 +9,15 @@ from rich.table import Table
 
 from luthier.v1.task_pb2 import TaskField
 from luthier_client.cli import output
-from luthier_client.cli.progress import follow
 from luthier_client.cli.session import Session, command
 from luthier_client.schema import enum_prefix
 
 tasks = typer.Typer(help="The kinds of work that models can be tuned for.", no_args_is_help=True)
-bases = typer.Typer(help="The pretrained models that fine-tuning starts from.", no_args_is_help=True)
 
 
 def add_to(app: typer.Typer) -> None:
     """Adds these commands to the program."""
     app.add_typer(tasks, name="tasks")
-    app.add_typer(bases, name="bases")
     command(app, "plugins")(plugins)
 
 
@@ -74,6 +71,7 @@ def show_task(session: Session, task: str) -> None:
             }
         ),
         fields("Columns of a data set", found.columns),
+        *([fields("How to read files (--option)", found.read_options)] if found.read_options else []),
         fields("Settings of a fine-tune (--set)", found.config_fields),
     )
 
@@ -101,66 +99,6 @@ def fields(title: str, described: Iterable[TaskField]) -> Table:
 def short_choice(field: TaskField, value: str) -> str:
     """A value as `--set` takes it: of an enum, `ease` for `ALGORITHM_EASE`."""
     return value.removeprefix(enum_prefix(field.type)).lower() if field.choices else value
-
-
-@command(bases, "list")
-def list_bases(session: Session, task: str = "") -> None:
-    """List the catalogue of bases."""
-    found = list(session.client.list_bases(task))
-    session.show(
-        [session.document(base) for base in found],
-        output.table(
-            "base",
-            "title",
-            "tasks",
-            "parameters",
-            "input",
-            "licence",
-            "pulled",
-            rows=[
-                (
-                    output.last(base.name),
-                    base.title,
-                    list(base.tasks),
-                    base.num_parameters,
-                    base.input,
-                    base.license,
-                    base.pulled,
-                )
-                for base in found
-            ],
-        ),
-    )
-
-
-@command(bases, "show")
-def show_base(session: Session, base: str) -> None:
-    """Show a base: where it comes from and its files."""
-    found = session.client.get_base(base)
-    session.show(
-        session.document(found),
-        output.facts(
-            {
-                "base": output.last(found.name),
-                "title": found.title,
-                "tasks": list(found.tasks),
-                "architecture": found.architecture,
-                "parameters": found.num_parameters,
-                "input": found.input,
-                "licence": found.license,
-                "sources": list(found.sources),
-                "pulled": found.pulled,
-            }
-        ),
-        output.files(found.files),
-    )
-
-
-@command(bases, "pull")
-def pull_base(session: Session, base: str) -> None:
-    """Have the server fetch the files of a base."""
-    pulled = follow(session, session.client.pull_base(base))
-    session.show(session.document(pulled), f"{output.last(pulled.name)} is there: {len(pulled.files)} files")
 
 
 def plugins(session: Session) -> None:

@@ -47,6 +47,10 @@ def create(
         str, typer.Option(metavar="METHOD:FRACTIONS", help="How to split, as `hash:0.8,0.1,0.1` or `per-user:0.25`.")
     ] = "",
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="How to read the files, as `luthier tasks show` lists. Repeatable."),
+    ] = None,
 ) -> None:
     """Upload files and make them the next version of a data set."""
     files: dict[str, list[Path]] = {"": paths or []}
@@ -66,6 +70,7 @@ def create(
         columns=pairs(column or [], "--column"),
         no_header=no_header,
         split=parse_split(split, seed),
+        options=pairs(option or [], "--option"),
     )
     show_version(session, follow(session, operation))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,7 +11,7 @@ from rich.table import Table
 from luthier.v1.evaluation_pb2 import ClassScores, ConfusionMatrix, Evaluation
 from luthier_client.cli import output
 from luthier_client.cli.progress import follow
-from luthier_client.cli.session import Session, command
+from luthier_client.cli.session import Session, WrongUse, command
 
 MAX_CLASSES = 20
 MAX_CONFUSIONS = 10
@@ -26,10 +27,21 @@ def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL[@ALIAS|/VERSION]")],
     dataset: Annotated[str, typer.Option(help="Data set, or one of its versions as NAME/VERSION.")],
     split: Annotated[str, typer.Option(help="Part to score on: train, validation or test.")] = "test",
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", dir_okay=False, help="Where to write the report: an HTML page with curves and examples."
+        ),
+    ] = None,
 ) -> None:
     """Score a served model on a part of a data set."""
+    if report and not report.absolute().parent.is_dir():
+        raise WrongUse(f"--report {report}: there is no folder {report.parent}")
     evaluation = follow(session, session.client.evaluate(model, dataset=dataset, split=split))
     session.show(session.document(evaluation), *described(evaluation))
+    if report:
+        session.client.download_report(evaluation.name, report)
+        session.note(f"the report is in {report}")
 
 
 def described(evaluation: Evaluation) -> list[Table]:

@@ -142,7 +142,33 @@ def described(version: ModelVersion) -> list[Table]:
             }
         ),
         output.table("metric on test", "value", rows=sorted(version.metrics.items())),
+        *([variants(version)] if len(version.variants) > 1 else []),
     ]
+
+
+def variants(version: ModelVersion) -> Table:
+    """What was made at export, side by side. One that could not be made has no figures."""
+    return output.table(
+        "variant",
+        "size",
+        "ms, one thread",
+        version.parity.metric,
+        "served",
+        "note",
+        rows=[
+            (
+                variant.name,
+                *(
+                    (output.size(variant.size_bytes), variant.latency_ms, variant.metric)
+                    if variant.size_bytes
+                    else ("", "", "")
+                ),
+                variant.served,
+                variant.note,
+            )
+            for variant in version.variants
+        ],
+    )
 
 
 def parity(version: ModelVersion) -> str:

@@ -36,6 +36,12 @@ def tune(
     tolerance: Annotated[
         float | None, typer.Option(help="How much of its metric the exported model may lose. [0.005]")
     ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Serve 8-bit weights, smaller and quicker, where they predict as well.")
+    ] = False,
+    int8_tolerance: Annotated[
+        float | None, typer.Option(help="How much of its metric int8 may lose to be served; implies --int8. [0.01]")
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Print the operation's name and do not wait.")] = False,
 ) -> None:
     """Fine-tune a base on a data set, prove the result, and publish it as the next version of a model."""
@@ -47,6 +53,8 @@ def tune(
         config=settings(session, session.client.get_task(task), set or []),
         seed=seed,
         parity_tolerance=tolerance,
+        int8=int8,
+        int8_tolerance=int8_tolerance,
     )
     if detach:
         session.show({"operation": operation.name}, f"{operation.name}\nluthier operations watch {operation.name}")
@@ -85,7 +93,7 @@ def summary(session: Session, version: ModelVersion) -> dict[str, Any]:
         "model_version": version.name,
         **{
             key: document[key]
-            for key in ("metrics", "parity", "training", "config", "base", "dataset_version", "seed")
+            for key in ("metrics", "parity", "variants", "training", "config", "base", "dataset_version", "seed")
             if key in document
         },
     }

@@ -1,0 +1,57 @@
+"""Scores of a classifier, by the usual definitions of scikit-learn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import contains
+
+from luthier import curves
+from luthier.task import ClassScores, ConfusionMatrix, Evaluation
+from luthier.tasks.image_classification.v1.image_classification_pb2 import Prediction
+
+TOP = 5
+
+
+def score(truth: Sequence[str], predictions: Sequence[Prediction]) -> Evaluation:
+    """Compares labels. Classes are those that occur on either side; what would divide by zero is 0.
+
+    `*_macro` is the plain mean over these classes, `f1_weighted` the mean weighted by each class's examples.
+    `top5_accuracy`, the share of labels among the first five, is given where predictions hold more than five classes:
+    where a model has no more it would always be 1.
+    """
+    import numpy as np
+    from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+
+    predicted = [prediction.label for prediction in predictions]
+    labels = sorted({*truth, *predicted})
+    by_class = precision_recall_fscore_support(truth, predicted, labels=labels, zero_division=0)
+    macro = precision_recall_fscore_support(truth, predicted, labels=labels, average="macro", zero_division=0)
+    weighted = precision_recall_fscore_support(truth, predicted, labels=labels, average="weighted", zero_division=0)
+    place = {label: i for i, label in enumerate(labels)}
+    counts = np.zeros((len(labels), len(labels)), dtype=np.int64)
+    np.add.at(counts, ([place[label] for label in truth], [place[label] for label in predicted]), 1)
+    metrics = {
+        "accuracy": accuracy_score(truth, predicted),
+        "precision_macro": macro[0],
+        "recall_macro": macro[1],
+        "f1_macro": macro[2],
+        "f1_weighted": weighted[2],
+    }
+    if any(len(prediction.top) > TOP for prediction in predictions):
+        ranked = [[entry.label for entry in prediction.top[:TOP]] for prediction in predictions]
+        metrics["top5_accuracy"] = sum(map(contains, ranked, truth)) / len(truth)
+    return Evaluation(
+        num_examples=len(truth),
+        metrics=metrics,
+        per_class=[
+            ClassScores(label=label, support=support, metrics={"precision": precision, "recall": recall, "f1": f1})
+            for label, precision, recall, f1, support in zip(labels, *by_class, strict=True)
+        ],
+        confusion_matrix=ConfusionMatrix(labels=labels, counts=counts.ravel().tolist()),
+        curves=curves.classifier(truth, [_scores(prediction) for prediction in predictions]),
+    )
+
+
+def _scores(prediction: Prediction) -> dict[str, float]:
+    """Probabilities by class, as far as the prediction has them."""
+    return {prediction.label: prediction.score} | {entry.label: entry.score for entry in prediction.top}

@@ -1,0 +1,106 @@
+"""The two ends of a served detector: images to one size, scores and boxes of all places to the objects that are there.
+
+Images are stretched to the size of the model's input, whatever their own, and boxes are shares of its sides: what comes
+back is in pixels of the image as it was sent.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from luthier import images
+from luthier.task import Codec, InvalidArgument
+from luthier.tasks.object_detection.v1 import object_detection_pb2 as pb
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+LABELS_FILE = "labels.json"
+PREPROCESSING_FILE = "preprocessing.json"
+SCORE_THRESHOLD = 0.25
+MAX_DETECTIONS = 100
+CANDIDATES = 1000
+"""Boxes of the highest scores that are looked at closer, of all classes together."""
+
+
+class ObjectDetectionCodec(Codec):
+    """Reads `labels.json` and `preprocessing.json` of a bundle."""
+
+    def __init__(self, directory: Path) -> None:
+        self._labels: list[str] = json.loads((directory / LABELS_FILE).read_text(encoding="utf-8"))
+        preprocessing = json.loads((directory / PREPROCESSING_FILE).read_text(encoding="utf-8"))
+        self._height, self._width = preprocessing["height"], preprocessing["width"]
+        self._nms_iou = preprocessing["nms_iou"]
+
+    def encode(self, instances: Sequence[Any]) -> dict[str, np.ndarray]:
+        """Returns `pixels`, uint8 [batch, height, width, 3]."""
+        pixels = np.zeros((len(instances), self._height, self._width, 3), dtype=np.uint8)
+        violations: dict[str, str] = {}
+        for i, instance in enumerate(instances):
+            if instance.HasField("score_threshold") and not 0 <= instance.score_threshold <= 1:
+                violations[f"instances[{i}].score_threshold"] = f"{instance.score_threshold} is not between 0 and 1"
+            if instance.max_detections < 0:
+                violations[f"instances[{i}].max_detections"] = f"{instance.max_detections} is below 0"
+            try:
+                pixels[i] = images.resize(images.decode(instance.image), self._height, self._width)
+            except images.ImageError as error:
+                violations[f"instances[{i}].image"] = str(error)
+        if violations:
+            raise InvalidArgument(violations)
+        return {"pixels": pixels}
+
+    def decode(self, outputs: Mapping[str, np.ndarray], instances: Sequence[Any]) -> list[Message]:
+        """Reads `scores`, float32 [batch, places, classes], and `boxes`, float32 [batch, places, 4], as shares."""
+        return [
+            self._prediction(scores, boxes, instance)
+            for scores, boxes, instance in zip(outputs["scores"], outputs["boxes"], instances, strict=True)
+        ]
+
+    def _prediction(self, scores: np.ndarray, boxes: np.ndarray, instance: Any) -> pb.Prediction:
+        threshold = instance.score_threshold if instance.HasField("score_threshold") else SCORE_THRESHOLD
+        places, classes = np.nonzero(scores >= threshold)
+        values = scores[places, classes]
+        order = np.argsort(-values, kind="stable")[:CANDIDATES]
+        places, classes, values = places[order], classes[order], values[order]
+        kept = suppress(boxes[places], classes, self._nms_iou, instance.max_detections or MAX_DETECTIONS)
+        header = images.inspect(instance.image)
+        sides = np.array([header.width, header.height] * 2, dtype=np.float32)
+        return pb.Prediction(
+            detections=[
+                pb.Detection(label=self._labels[classes[i]], score=values[i], box=_box(boxes[places[i]] * sides))
+                for i in kept
+            ],
+            image_width=header.width,
+            image_height=header.height,
+        )
+
+
+def suppress(boxes: np.ndarray, classes: np.ndarray, iou: float, most: int) -> list[int]:
+    """Non-maximum suppression within each class: indices of the boxes that are kept, at most `most`.
+
+    `boxes`, float32 [n, 4], and `classes`, integers [n], come with the highest scores first. A box is dropped where its
+    intersection over union with one that is kept, of its class, is above `iou`.
+    """
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    left = np.arange(len(boxes))
+    kept: list[int] = []
+    while len(left) and len(kept) < most:
+        first, left = left[0], left[1:]
+        kept.append(int(first))
+        others = boxes[left]
+        sides = np.minimum(boxes[first, 2:], others[:, 2:]) - np.maximum(boxes[first, :2], others[:, :2])
+        shared = sides.clip(0).prod(1)
+        union = areas[first] + areas[left] - shared
+        # Without an area there is no overlap to speak of, and no division by 0.
+        left = left[(classes[left] != classes[first]) | (shared <= iou * union)]
+    return kept
+
+
+def _box(corners: np.ndarray) -> pb.Box:
+    x_min, y_min, x_max, y_max = corners.tolist()
+    return pb.Box(x_min=x_min, y_min=y_min, x_max=x_max, y_max=y_max)
