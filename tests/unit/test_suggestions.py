@@ -37,10 +37,10 @@ def test_much_data_takes_what_trains_soon():
 
 
 def test_budgets_leave_out_and_say_why():
-    needs = Needs(task="image-classification", num_examples=100, max_latency_ms=10, max_size_mb=15)
+    needs = Needs(task="image-classification", num_examples=100, max_latency_ms=10, max_size_mb=15.5)
     found, rejected = suggest(ENTRIES, needs)
     assert [s.entry.id for s in found] == ["mobilenetv4-conv-small", "mobilenetv3-small-100"]
-    assert rejected["efficientnet-b0"] == "its weights take 21 MB, over 15 MB"
+    assert rejected["efficientnet-b0"] == "its weights take 21 MB, over 16 MB"
     assert rejected["mobilenetv2-100"] == "about 12 ms a prediction on one core, over 10 ms"
     assert len(found) + len(rejected) == 13
 

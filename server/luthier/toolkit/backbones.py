@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,7 @@ def read_state(path: Path, *, keep_dtype: bool = False) -> dict[str, torch.Tenso
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
 
 
+_NO_WEIGHTS = "is neither a safetensors file nor one of torch.save that holds weights alone"
 _NESTED = ("state_dict", "model", "model_state_dict", "model_state")
 _WRAPPERS = ("module.", "_orig_mod.")
 
@@ -122,14 +124,19 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 def _read_torch(path: Path) -> dict[str, torch.Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # Of a pickle protocol that it may not read; then it raises, which is enough.
+            warnings.simplefilter("ignore", UserWarning)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(
-            "holds more than weights, and would have to run code to be read, which is refused; "
-            "save `model.state_dict()` alone, or as safetensors"
-        ) from error
+        if "GLOBAL" in str(error):
+            raise ValueError(
+                "holds more than weights, and would have to run code to be read, which is refused; "
+                "save `model.state_dict()` alone, or as safetensors"
+            ) from error
+        raise ValueError(_NO_WEIGHTS) from error
     except (RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise ValueError("is neither a safetensors file nor one of torch.save") from error
+        raise ValueError(_NO_WEIGHTS) from error
     for key in _NESTED:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]

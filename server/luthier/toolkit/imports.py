@@ -218,12 +218,15 @@ def _import_encoder(
         )
     kept = {name: tensor for name, tensor in expected.items() if name not in missing}
     save_file({name: tensor.contiguous().clone() for name, tensor in kept.items()}, target / WEIGHTS_FILE)
-    inputs = torch.ones(1, TOKENS, dtype=torch.int64)
+    tokens = getattr(config, "max_position_embeddings", TOKENS)
+    # Some count positions from 2 on.
+    counted = min(TOKENS, tokens - 2)
+    inputs = torch.ones(1, counted, dtype=torch.int64)
     return Imported(
         base=Base(id=id, library="transformers", architecture=architecture, weights=WEIGHTS_FILE),
         tasks=TEXT_TASKS,
         num_parameters=sum(parameter.numel() for parameter in module.parameters()),
-        gmacs=architectures.count_gmacs(lambda: module(input_ids=inputs)),
-        tokens=getattr(config, "max_position_embeddings", 0),
+        gmacs=architectures.count_gmacs(lambda: module(input_ids=inputs)) * TOKENS / counted,
+        tokens=tokens,
         report=Report(matched=len(kept), missing=missing, unexpected=sorted(loading["unexpected_keys"]), dtypes=dtypes),
     )
