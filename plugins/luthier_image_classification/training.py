@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from luthier.task import Run
 
 EVALUATION_BATCH = 32
-IMAGES_SEEN, MIN_EPOCHS, MAX_EPOCHS = 5000, 4, 25
+IMAGES_SEEN, MIN_EPOCHS, MAX_EPOCHS = 3000, 4, 25
 """How many images a training sees where its config leaves the epochs open, and the bounds of the epochs."""
 BATCH_NORM_RATE, LAYER_NORM_RATE = 7e-4, 1e-4
 """Learning rates where the config leaves them open: of convolutional networks as of MobileNet and ResNet, and of

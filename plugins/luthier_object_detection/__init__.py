@@ -88,16 +88,27 @@ class ObjectDetection(Task):
         ]
 
     def render(self, instance: Any, prediction: Any) -> Picture:
-        """The image with boxes, classes and scores."""
-        from luthier_object_detection import picture
+        """The image with boxes, classes and scores.
 
-        return picture.draw(instance.image, prediction)
+        The doubtful detections that an evaluation asks for would cover the image, and are left out.
+        """
+        from luthier_object_detection import picture
+        from luthier_object_detection.codec import SCORE_THRESHOLD
+
+        evaluated = instance.HasField("score_threshold") and instance.score_threshold <= EVALUATION_THRESHOLD
+        return picture.draw(instance.image, prediction, SCORE_THRESHOLD if evaluated else 0.0)
 
     def score(self, examples: pa.Table, predictions: Sequence[Any]) -> Evaluation:
         """COCO's average precision and recall: over IoU thresholds, at 0.5 and 0.75, by size and by class."""
         from luthier_object_detection import metrics
 
         return metrics.score(examples["objects"].to_pylist(), predictions)
+
+    def grades(self, examples: pa.Table, predictions: Sequence[Any]) -> list[float]:
+        """The mean average precision of each image; of one without objects, how far from certain the best find is."""
+        from luthier_object_detection import metrics
+
+        return metrics.grades(examples["objects"].to_pylist(), predictions)
 
 
 @hookimpl

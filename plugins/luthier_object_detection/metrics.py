@@ -93,6 +93,19 @@ def score(truth: Sequence[Sequence[Object]], predictions: Sequence[Any]) -> Eval
     )
 
 
+def grades(truth: Sequence[Sequence[Object]], predictions: Sequence[Any]) -> list[float]:
+    """How good each prediction is, from 0 to 1: `map` of the image alone.
+
+    Of an image without objects it is 1 less the highest score of a detection, of which there should be none.
+    """
+    return [
+        measure([objects], [prediction]).mean_precision()
+        if any(not entry["crowd"] for entry in objects)
+        else 1 - max((detection.score for detection in prediction.detections), default=0.0)
+        for objects, prediction in zip(truth, predictions, strict=True)
+    ]
+
+
 def measure(truth: Sequence[Sequence[Object]], predictions: Sequence[Any]) -> Results:
     """Runs COCO's evaluation. An image may have any number of objects and detections, none among them."""
     from pycocotools.cocoeval import COCOeval

@@ -21,8 +21,8 @@ MOST_PIXELS = 1600
 """The longer side of a picture; larger images are made smaller."""
 
 
-def draw(image: bytes, prediction: Any) -> Picture:
-    """Draws the detections, the most certain ones on top."""
+def draw(image: bytes, prediction: Any, least: float) -> Picture:
+    """Draws the detections with a score of `least` and more, the most certain ones on top."""
     pixels = images.decode(image)
     height, width = pixels.shape[:2]
     scale = min(1.0, MOST_PIXELS / max(height, width))
@@ -31,7 +31,7 @@ def draw(image: bytes, prediction: Any) -> Picture:
     side = max(shown.size)
     font = ImageFont.load_default(max(10, side // 50))
     line = max(1, side // 300)
-    for detection in reversed(prediction.detections):
+    for detection in reversed([found for found in prediction.detections if found.score >= least]):
         box = detection.box
         corners = np.array([box.x_min, box.y_min, box.x_max, box.y_max]) * scale
         colour = COLOURS[zlib.crc32(detection.label.encode()) % len(COLOURS)]

@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, suppress
+from importlib import resources
 from pathlib import Path
 from typing import IO
 
@@ -89,6 +90,12 @@ def _url(location: str, work: Path, waiting: Waiting) -> Iterator[Opener]:
 @contextmanager
 def _folder(location: str, work: Path, waiting: Waiting) -> Iterator[Opener]:
     yield lambda path: (Path(location) / path).open("rb")
+
+
+@contextmanager
+def _own(location: str, work: Path, waiting: Waiting) -> Iterator[Opener]:
+    folder = resources.files("luthier") / "own_bases" / location
+    yield lambda path: (folder / path).open("rb")
 
 
 @contextmanager
@@ -196,10 +203,12 @@ _FORMS = {
     "package": re.compile(r"[\w.-]+==[\w.+!-]+:[\w-]+(/[\w-]+)*"),
     "url": re.compile(r"https?://\S+"),
     "file": re.compile(r"/.*"),
+    "own": re.compile(r"\w[\w.-]*"),
 }
 _KINDS: dict[str, Callable[[str, Path, Waiting], AbstractContextManager[Opener]]] = {
     "hub": _hub,
     "package": _package,
     "url": _url,
     "file": _folder,
+    "own": _own,
 }

@@ -150,7 +150,8 @@ def _obstacle(suggestion: Suggestion, needs: Needs) -> str:
 def _rank(suggestion: Suggestion) -> tuple[float, ...]:
     entry = suggestion.entry
     slow = suggestion.training_s if suggestion.training_s > PATIENCE_S else 0.0
-    standing = entry.published.value if entry.published and entry.preprocessing else entry.num_parameters
+    accuracy = entry.published.value if entry.published else 0.0
+    standing = accuracy if entry.preprocessing else entry.num_parameters
     return (slow, not entry.imported, entry.library != "torchvision", -standing)
 
 

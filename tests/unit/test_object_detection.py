@@ -477,7 +477,7 @@ def test_suppression_equals_torchvisions() -> None:
 
 
 def test_a_picture_shows_the_boxes() -> None:
-    drawn = picture.draw(PNG, prediction(("dog", 0.9, 10, 20, 50, 35)))
+    drawn = picture.draw(PNG, prediction(("dog", 0.9, 10, 20, 50, 35), ("dog", 0.4, 20, 25, 40, 30)), 0.5)
     pixels = images.decode(drawn.content)
     assert drawn.media_type == "image/png"
     assert pixels.shape == (40, 60, 3)
@@ -529,6 +529,21 @@ def test_crowds_count_neither_way() -> None:
 
 def test_without_any_object_there_is_nothing_to_measure() -> None:
     assert set(metrics.score([[]], [prediction(("dog", 0.9, 0, 0, 5, 5))]).metrics.values()) == {-1.0}
+
+
+def test_grades_tell_good_from_bad_images() -> None:
+    truth = [[entry("dog", 0, 0, 50, 50)], [entry("dog", 0, 0, 50, 50)], [], []]
+    hit, doubtful = prediction(("dog", 0.9, 0, 0, 50, 50)), prediction(("dog", 0.25, 0, 0, 50, 50))
+    grades = ObjectDetection().grades(table(*truth), [hit, prediction(), prediction(), doubtful])
+    assert grades == pytest.approx([1, 0, 1, 0.75])
+
+
+def test_a_picture_leaves_out_what_only_an_evaluation_asks_for() -> None:
+    (evaluated,) = ObjectDetection().instances(table([]))
+    found = prediction(("dog", 0.1, 10, 20, 50, 35))
+    plain = ObjectDetection().render(evaluated, prediction()).content
+    assert ObjectDetection().render(evaluated, found).content == plain
+    assert ObjectDetection().render(pb.Instance(image=PNG, score_threshold=0.05), found).content != plain
 
 
 # Training.

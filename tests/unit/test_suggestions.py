@@ -10,7 +10,8 @@ from luthier.bases import Catalogue
 from luthier.entries import Entry
 from luthier.suggestions import Needs, is_grey, size_of, suggest
 
-ENTRIES = Catalogue.load().all()
+ENTRIES = [entry for entry in Catalogue.load().all() if entry.sources[0].startswith(("hub:", "url:"))]
+"""Those that others have published."""
 
 
 def ids(needs: Needs, entries: list[Entry] = ENTRIES) -> list[str]:
@@ -81,6 +82,12 @@ def test_what_cannot_be_estimated_is_left_out_of_a_latency_budget_only():
     assert rejected == {
         "minilm-l6": "its multiply-accumulates are not recorded, so its latency cannot be estimated"
     }  # fmt: skip
+
+
+def test_of_images_what_published_no_accuracy_stands_last():
+    unknown = replace(Catalogue.load().get("resnet18"), id="unknown", published=None)
+    order = ids(Needs(task="image-classification", num_examples=100), [unknown, *ENTRIES])
+    assert order[-1] == "unknown"
 
 
 def test_tasks_without_bases_get_none():

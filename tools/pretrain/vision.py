@@ -1,6 +1,6 @@
 """Pretrains Luthier's own small vision base on images that it draws itself.
 
-    python tools/pretrain/vision.py OUTPUT [--images 24000] [--epochs 5]
+    python tools/pretrain/vision.py OUTPUT [--images 16000] [--epochs 4]
 
 Each image shows one shape among smaller ones on a noisy ground; the model learns to name its shape, its texture and its
 colour. That teaches what any picture needs first: edges, corners, fills and hues at every size. OUTPUT gets the weights
@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn import functional
 
 ARCHITECTURE = "mobilenetv2_050"
-SIZE = 96
+SIZE = 64
 SEED = 0
 SHAPES = (
     *("disc", "ellipse", "triangle", "square", "oblong", "pentagon", "hexagon"),
@@ -40,8 +40,8 @@ Points = list[tuple[float, float]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--images", type=int, default=24_000)
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--images", type=int, default=16_000)
+    parser.add_argument("--epochs", type=int, default=4)
     arguments = parser.parse_args()
     started = time.monotonic()
     with multiprocessing.get_context("spawn").Pool() as pool:
