@@ -245,12 +245,12 @@ def _validate(model: Model, texts: Sequence[Tokenised], truth: Sequence[Sequence
     loss, num_words = 0.0, 0
     for indices in _chunks(texts):
         chosen = [texts[i] for i in indices]
-        logits = _logits(model, chosen).numpy()
-        for i, text, of_words in zip(indices, chosen, by_word(chosen, logits), strict=True):
-            tags = torch.from_numpy(tagging.encode(text.words, truth[i], position))
-            loss += functional.cross_entropy(torch.from_numpy(of_words), tags, reduction="sum").item()
+        log_probabilities = _logits(model, chosen).log_softmax(-1).numpy()
+        for i, text, of_words in zip(indices, chosen, by_word(chosen, log_probabilities), strict=True):
+            tags = tagging.encode(text.words, truth[i], position)
+            loss -= float(of_words[np.arange(len(tags)), tags].sum())
             num_words += len(tags)
-            spans = tagging.decode(text.words, of_words)
+            spans = tagging.decode(text.words, np.exp(of_words))
             found[i] = [(start, end, model.labels[label]) for start, end, label, _ in spans]
         beat()
     f1 = metrics.score(truth, found).metrics["f1"]

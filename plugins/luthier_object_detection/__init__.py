@@ -31,7 +31,7 @@ class ObjectDetection(Task):
     config = pb.Config
     example = pb.Example
     primary_metric = "map"
-    bases = ("mobilenet-v2",)
+    bases = ("mobilenetv2-100",)
     formats = ("coco", "voc", "yolo")
     archives = ("coco", "voc", "yolo")
     extra_files = ("classes",)
@@ -93,10 +93,9 @@ class ObjectDetection(Task):
         The doubtful detections that an evaluation asks for would cover the image, and are left out.
         """
         from luthier_object_detection import picture
-        from luthier_object_detection.codec import SCORE_THRESHOLD
 
         evaluated = instance.HasField("score_threshold") and instance.score_threshold <= EVALUATION_THRESHOLD
-        return picture.draw(instance.image, prediction, SCORE_THRESHOLD if evaluated else 0.0)
+        return picture.draw(instance.image, prediction, prediction.score_threshold if evaluated else 0.0)
 
     def score(self, examples: pa.Table, predictions: Sequence[Any]) -> Evaluation:
         """COCO's average precision and recall: over IoU thresholds, at 0.5 and 0.75, by size and by class."""

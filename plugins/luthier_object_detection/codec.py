@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 LABELS_FILE = "labels.json"
 PREPROCESSING_FILE = "preprocessing.json"
-SCORE_THRESHOLD = 0.25
 MAX_DETECTIONS = 100
 CANDIDATES = 1000
 """Boxes of the highest scores that are looked at closer, of all classes together."""
@@ -35,7 +34,7 @@ class ObjectDetectionCodec(Codec):
         self._labels: list[str] = json.loads((directory / LABELS_FILE).read_text(encoding="utf-8"))
         preprocessing = json.loads((directory / PREPROCESSING_FILE).read_text(encoding="utf-8"))
         self._height, self._width = preprocessing["height"], preprocessing["width"]
-        self._nms_iou = preprocessing["nms_iou"]
+        self._nms_iou, self._score_threshold = preprocessing["nms_iou"], preprocessing["score_threshold"]
 
     def encode(self, instances: Sequence[Any]) -> dict[str, np.ndarray]:
         """Returns `pixels`, uint8 [batch, height, width, 3]."""
@@ -62,7 +61,7 @@ class ObjectDetectionCodec(Codec):
         ]
 
     def _prediction(self, scores: np.ndarray, boxes: np.ndarray, instance: Any) -> pb.Prediction:
-        threshold = instance.score_threshold if instance.HasField("score_threshold") else SCORE_THRESHOLD
+        threshold = instance.score_threshold if instance.HasField("score_threshold") else self._score_threshold
         places, classes = np.nonzero(scores >= threshold)
         values = scores[places, classes]
         order = np.argsort(-values, kind="stable")[:CANDIDATES]
@@ -77,6 +76,7 @@ class ObjectDetectionCodec(Codec):
             ],
             image_width=header.width,
             image_height=header.height,
+            score_threshold=self._score_threshold,
         )
 
 

@@ -23,6 +23,10 @@ AREAS = ("all", "small", "medium", "large")
 MOST_CURVES = 10
 """Classes whose precision is drawn over recall, those with the most objects."""
 NONE = -1.0
+SCORE_THRESHOLD = 0.4
+"""Of a model that was not validated, or found nothing then."""
+THRESHOLDS = (0.1, 0.9)
+"""The lowest and the highest that a model gets."""
 
 Object = Mapping[str, Any]
 """`label`, `x_min`, `y_min`, `x_max`, `y_max` in pixels and `crowd`, as in the column `objects`."""
@@ -104,6 +108,24 @@ def grades(truth: Sequence[Sequence[Object]], predictions: Sequence[Any]) -> lis
         else 1 - max((detection.score for detection in prediction.detections), default=0.0)
         for objects, prediction in zip(truth, predictions, strict=True)
     ]
+
+
+def best_threshold(results: Results, num_objects: int) -> float:
+    """The score from which on detections have the highest F1 against all objects, to three digits.
+
+    A detection is right where it matches an object with an IoU of 0.5. The threshold is within THRESHOLDS, and
+    SCORE_THRESHOLD where nothing was right.
+    """
+    hits = np.concatenate([hits for hits, _ in results.hits.values()] or [np.zeros(0, dtype=bool)])
+    scores = np.concatenate([scores for _, scores in results.hits.values()] or [np.zeros(0)])
+    if not hits.any():
+        return SCORE_THRESHOLD
+    order = np.argsort(-scores, kind="stable")
+    f1 = 2 * np.cumsum(hits[order]) / (np.arange(1, len(order) + 1) + num_objects)
+    best = int(f1.argmax())
+    # Between two scores, so that no rounding decides on which side one of them is.
+    lower = scores[order[best + 1]] if best + 1 < len(order) else 0.0
+    return float(np.clip(np.round((scores[order[best]] + lower) / 2, 3), *THRESHOLDS))
 
 
 def measure(truth: Sequence[Sequence[Object]], predictions: Sequence[Any]) -> Results:

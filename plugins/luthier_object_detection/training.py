@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,6 @@ from luthier_object_detection.codec import (
     LABELS_FILE,
     MAX_DETECTIONS,
     PREPROCESSING_FILE,
-    SCORE_THRESHOLD,
 )
 from luthier_object_detection.detectors import Detector, Target, create
 from luthier_object_detection.files import CORNERS
@@ -66,6 +65,8 @@ class Model:
     detector: Detector
     labels: list[str]
     nms_iou: float
+    score_threshold: float = metrics.SCORE_THRESHOLD
+    """Of detections where a caller states none."""
 
     @property
     def device(self) -> torch.device:
@@ -137,7 +138,8 @@ def fine_tune(run: Run) -> Model:
     ]
     batches = partial(shuffled_batches, len(train.targets), config.batch_size, random)
     fit(run, detector, groups, recipe, len(train.targets), batches, loss, validate if validation.targets else None)
-    run.figures |= {"image_height": size[0], "image_width": size[1]}
+    model = replace(model, score_threshold=_fitting_threshold(run, model, validation))
+    run.figures |= {"image_height": size[0], "image_width": size[1], "score_threshold": model.score_threshold}
     return model
 
 
@@ -163,7 +165,7 @@ def predict(model: Model, instances: Sequence[Any]) -> list[Message]:
                 scores[i],
                 boxes[i],
                 decoded[i].shape[1::-1],
-                threshold=instance.score_threshold if instance.HasField("score_threshold") else SCORE_THRESHOLD,
+                threshold=instance.score_threshold if instance.HasField("score_threshold") else model.score_threshold,
                 most=instance.max_detections or MAX_DETECTIONS,
             )
             for i, instance in enumerate(batch)
@@ -188,7 +190,12 @@ def export(model: Model, directory: Path) -> None:
 
     path = export_onnx(detector, noise(2), ["scores", "boxes"], {0: Dim("batch")}, directory)
     check_onnx(path, detector, map(noise, (1, 3)), EXPORT_TOLERANCE)
-    preprocessing = {"height": height, "width": width, "nms_iou": model.nms_iou}
+    preprocessing = {
+        "height": height,
+        "width": width,
+        "nms_iou": model.nms_iou,
+        "score_threshold": model.score_threshold,
+    }
     (directory / PREPROCESSING_FILE).write_text(json.dumps(preprocessing, indent=2), encoding="utf-8")
     (directory / LABELS_FILE).write_text(json.dumps(model.labels, ensure_ascii=False, indent=2), encoding="utf-8")
 
@@ -230,6 +237,33 @@ def _augmented(examples: Examples, index: int, augment: Augmentation) -> tuple[t
 
 def _validate(model: Model, examples: Examples, beat: Beat) -> Validation:
     """The mean average precision, as `metrics.score` has it."""
+    results = _results(model, examples, beat)
+    # Below 0 there was no object to find.
+    precision, precision_50 = max(0.0, results.mean_precision()), max(0.0, results.mean_precision(iou=0))
+    count = _num_objects(examples)
+    error = share_error(precision, count) if count else math.inf
+    return Validation(precision, error, {"validation/map": precision, "validation/map_50": precision_50})
+
+
+@torch.inference_mode()
+def _fitting_threshold(run: Run, model: Model, examples: Examples) -> float:
+    """The score threshold that does best on examples, which may be none."""
+    done = 0
+
+    def beat() -> None:
+        nonlocal done
+        done = min(done + EVALUATION_BATCH, len(examples.targets))
+        run.report(done, len(examples.targets), stage="choosing a score threshold", examples=done)
+
+    return metrics.best_threshold(_results(model, examples, beat), _num_objects(examples))
+
+
+def _num_objects(examples: Examples) -> int:
+    return sum(not entry["crowd"] for objects in examples.objects for entry in objects)
+
+
+def _results(model: Model, examples: Examples, beat: Beat) -> metrics.Results:
+    """What COCO's evaluation finds of examples."""
     predictions: list[pb.Prediction] = []
     for start in range(0, len(examples.targets), EVALUATION_BATCH):
         pixels = torch.from_numpy(examples.pixels[start : start + EVALUATION_BATCH]).to(model.device)
@@ -246,12 +280,7 @@ def _validate(model: Model, examples: Examples, beat: Beat) -> Validation:
             for i in range(len(pixels))
         ]
         beat()
-    results = metrics.measure(examples.objects, predictions)
-    # Below 0 there was no object to find.
-    precision, precision_50 = max(0.0, results.mean_precision()), max(0.0, results.mean_precision(iou=0))
-    count = sum(len(objects) for objects in examples.objects)
-    error = share_error(precision, count) if count else math.inf
-    return Validation(precision, error, {"validation/map": precision, "validation/map_50": precision_50})
+    return metrics.measure(examples.objects, predictions)
 
 
 def _detections(
@@ -273,4 +302,5 @@ def _detections(
         ],
         image_width=size[0],
         image_height=size[1],
+        score_threshold=model.score_threshold,
     )

@@ -419,7 +419,7 @@ def test_the_input_fits_the_images_and_the_objects() -> None:
 @pytest.fixture
 def codec(tmp_path: Path) -> ObjectDetectionCodec:
     (tmp_path / LABELS_FILE).write_text('["dog", "cat"]')
-    (tmp_path / PREPROCESSING_FILE).write_text('{"height": 32, "width": 64, "nms_iou": 0.5}')
+    (tmp_path / PREPROCESSING_FILE).write_text('{"height": 32, "width": 64, "nms_iou": 0.5, "score_threshold": 0.25}')
     return ObjectDetectionCodec(tmp_path)
 
 
@@ -531,6 +531,17 @@ def test_without_any_object_there_is_nothing_to_measure() -> None:
     assert set(metrics.score([[]], [prediction(("dog", 0.9, 0, 0, 5, 5))]).metrics.values()) == {-1.0}
 
 
+def test_the_threshold_is_that_of_the_best_f1() -> None:
+    """Right, right, wrong, right, wrong of four objects: F1 is 0.4, 0.67, 0.57, 0.75, 0.67."""
+    boxes = [entry("dog", x, 0, x + 50, 50) for x in (0, 100, 200, 300)]
+    found = [(0.9, 0), (0.8, 100), (0.7, 400), (0.6, 200), (0.5, 500)]
+    results = metrics.measure([boxes], [prediction(*(("dog", score, x, 0, x + 50, 50) for score, x in found))])
+    assert metrics.best_threshold(results, 4) == 0.55
+    nothing = metrics.measure([boxes], [prediction()])
+    assert metrics.best_threshold(nothing, 4) == metrics.SCORE_THRESHOLD
+    assert metrics.best_threshold(metrics.measure([], []), 0) == metrics.SCORE_THRESHOLD
+
+
 def test_grades_tell_good_from_bad_images() -> None:
     truth = [[entry("dog", 0, 0, 50, 50)], [entry("dog", 0, 0, 50, 50)], [], []]
     hit, doubtful = prediction(("dog", 0.9, 0, 0, 50, 50)), prediction(("dog", 0.25, 0, 0, 50, 50))
@@ -541,6 +552,7 @@ def test_grades_tell_good_from_bad_images() -> None:
 def test_a_picture_leaves_out_what_only_an_evaluation_asks_for() -> None:
     (evaluated,) = ObjectDetection().instances(table([]))
     found = prediction(("dog", 0.1, 10, 20, 50, 35))
+    found.score_threshold = 0.3
     plain = ObjectDetection().render(evaluated, prediction()).content
     assert ObjectDetection().render(evaluated, found).content == plain
     assert ObjectDetection().render(pb.Instance(image=PNG, score_threshold=0.05), found).content != plain
