@@ -60,7 +60,7 @@ def best_path(probabilities: np.ndarray) -> np.ndarray:
 
     On ncbi-disease it found entities with an F1 higher by 0.012 in validation than tags chosen one by one.
     """
-    tags = probabilities.argmax(-1)
+    tags: np.ndarray = probabilities.argmax(-1)
     label, before = (tags + 1) // 2, np.concatenate([[0], (tags + 1) // 2])[:-1]
     if not ((tags > 0) & (tags % 2 == 0) & (label != before)).any():
         # Nothing has a higher product than the best of each, and those are allowed.
