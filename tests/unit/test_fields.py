@@ -8,7 +8,7 @@ from luthier import fields
 from luthier.errors import InvalidArgument
 from luthier.tasks.recommendation.v1 import recommendation_pb2
 from luthier.tasks.text_classification.v1 import text_classification_pb2
-from luthier.v1 import task_pb2
+from luthier.v1 import task_pb2, training_pb2
 
 CONFIGS: list[type[Message]] = [regression_pb2.Config, recommendation_pb2.Config, text_classification_pb2.Config]
 
@@ -46,7 +46,7 @@ def test_defaults_are_values_of_their_fields() -> None:
     config = text_classification_pb2.Config()
     fields.resolve(config)
     assert (config.epochs, config.learning_rate) == (4, 0.0002)
-    assert config.precision == text_classification_pb2.PRECISION_AUTO
+    assert config.precision == training_pb2.PRECISION_AUTO
     interactions = recommendation_pb2.Config()
     fields.resolve(interactions)
     assert interactions.use_weights is False
