@@ -44,7 +44,7 @@ class EntityRecognitionCodec(Codec):
     def decode(self, outputs: Mapping[str, np.ndarray], instances: Sequence[Any]) -> list[Message]:
         """Reads `probabilities`, float32 [windows, longest, tags].
 
-        The texts are cut into words and tokens once more, which costs a hundredth of the model's time or less.
+        The texts are cut into words and tokens once more, which takes a thirtieth of the time that MiniLM takes.
         """
         return list(predictions(self._tokenised(instances), outputs["probabilities"], instances, self._labels))
 

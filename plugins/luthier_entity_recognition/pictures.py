@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import math
 import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,8 +34,15 @@ class _Run:
     """Whether the label is written behind it: it is the entity's last run."""
 
     @property
+    def is_space(self) -> bool:
+        """Whether it can be left out at either end of a line."""
+        return self.text == " " and not self.caption
+
+    @property
     def columns(self) -> int:
-        return _width(self.text) + (_width(self.label) + 1 if self.caption else 0)
+        """What it takes of a line."""
+        # A label is written in smaller letters, and stands a column behind.
+        return _width(self.text) + (math.ceil(0.75 * _width(self.label)) + 1 if self.caption else 0)
 
 
 def draw(text: str, entities: Sequence[Any]) -> Picture:
@@ -64,9 +72,9 @@ def _lines(text: str, entities: Iterable[Any]) -> Iterator[list[_Run]]:
     used = 0
     for piece in _pieces(text, entities):
         if piece is None or (line and used + piece.columns > LINE):
-            yield line
+            yield line[:-1] if line and line[-1].is_space else line
             line, used = [], 0
-        if piece is not None and (used or piece.label or piece.text != " "):
+        if piece is not None and (used or not piece.is_space):
             line.append(piece)
             used += piece.columns
     yield line

@@ -616,7 +616,7 @@ def test_a_picture_shows_text_and_labels() -> None:
     svg = draw("by <Anna & Bo> in Lund", ("PER", 3, 14), ("LOC", 18, 22))
     assert written(svg) == ["by", "<Anna", "&", "Bo>", "PER", "in", "Lund", "LOC"]
     assert len({ground["fill"] for ground in grounds(svg)}) == 2
-    assert sum(float(ground["width"]) for ground in grounds(svg)) == (11 + 4 + 4 + 4) * 9
+    assert sum(float(ground["width"]) for ground in grounds(svg)) == (11 + 1 + 3 + 4 + 1 + 3) * 9
     other = draw("Lund", ("LOC", 0, 4))
     assert grounds(other)[0]["fill"] == grounds(svg)[-1]["fill"]
 
