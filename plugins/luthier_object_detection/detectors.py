@@ -96,7 +96,16 @@ class Detector(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores and boxes."""
-        outputs = self._outputs(pixels)
+        return self.decode(self.outputs(pixels))
+
+    def outputs(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What the head says of each place, as torchvision names it, each [batch, places, …]."""
+        features = self.core.backbone(self.normalise(pixels))
+        outputs: dict[str, torch.Tensor] = self.core.head(list(features.values()))
+        return outputs
+
+    def decode(self, outputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores and boxes from the head's outputs."""
         logits, moves = outputs["cls_logits"], outputs["bbox_regression"]
         if isinstance(self.core, SSD):
             scores, boxes = logits.softmax(-1)[..., 1:], self._moved(moves)
@@ -107,9 +116,9 @@ class Detector(nn.Module):
             boxes = self._around(moves)
         return scores, (boxes / self.scale).clamp(0, 1)
 
-    def loss(self, pixels: torch.Tensor, targets: list[Target]) -> torch.Tensor:
-        """torchvision's loss of the detector, the mean over the batch."""
-        outputs = {name: output.float() for name, output in self._outputs(pixels).items()}
+    def loss(self, outputs: dict[str, torch.Tensor], targets: list[Target]) -> torch.Tensor:
+        """torchvision's loss of the detector from the head's outputs, the mean over the batch."""
+        outputs = {name: output.float() for name, output in outputs.items()}
         anchors = [self.anchors] * len(targets)
         if isinstance(self.core, SSD):
             # Class 0 is the background.
@@ -128,11 +137,6 @@ class Detector(nn.Module):
         if isinstance(backbone, Pyramid):
             return backbone.body, nn.ModuleList([backbone.fpn, backbone.coarser, self.core.head])
         return backbone, self.core.head
-
-    def _outputs(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        features = self.core.backbone(self.normalise(pixels))
-        outputs: dict[str, torch.Tensor] = self.core.head(list(features.values()))
-        return outputs
 
     @torch.no_grad()
     def _lay_out(self) -> tuple[torch.Tensor, list[int]]:
@@ -206,8 +210,12 @@ def create(
         frozen += [layer for layer in core.modules() if isinstance(layer, nn.BatchNorm2d)] if pretrained else []
         return Detector(core, size, base.mean, base.std, frozen)
     body = create_backbone(base, directory, pretrained=pretrained, features_only=True)
-    frozen = _early(body) if freeze else []
-    return Detector(_on_timm(base, body, num_classes), size, base.mean, base.std, frozen)
+    try:
+        frozen = _early(body) if freeze else []
+        return Detector(_on_timm(base, body, num_classes), size, base.mean, base.std, frozen)
+    except AssertionError as error:
+        # So say timm's transformers whose positions are learnt.
+        raise InvalidArgument({"base": f"{base.architecture} takes images of one size alone: {error}"}) from error
 
 
 def _on_timm(base: Base, body: Any, num_classes: int) -> FCOS:

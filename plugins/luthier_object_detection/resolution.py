@@ -22,6 +22,8 @@ MOST_STRETCH = 2.0
 """How many times longer one side of the input may be than the other."""
 MULTIPLE = 32
 """Strides of the feature maps divide it."""
+LEAST_SIDE = 64
+"""Below, the coarsest map of a backbone has one place."""
 
 
 def input_size(train: pa.Table, longer_side: int) -> tuple[int, int]:
@@ -52,4 +54,4 @@ def _fitting_side(train: pa.Table, longest: np.ndarray) -> float:
 
 def _rounded(side: float) -> int:
     """To the next multiple, from a third of one on."""
-    return max(1, math.ceil(side / MULTIPLE - 1 / 3)) * MULTIPLE
+    return max(LEAST_SIDE, math.ceil(side / MULTIPLE - 1 / 3) * MULTIPLE)

@@ -117,8 +117,8 @@ def fine_tune(run: Run) -> Model:
 
     def loss(indices: np.ndarray) -> torch.Tensor:
         pixels, targets = zip(*(_augmented(train, int(index), augment) for index in indices), strict=True)
-        moved = [{name: value.to(device) for name, value in target.items()} for target in targets]
-        return detector.loss(torch.stack(pixels).to(device), moved)
+        outputs = detector.outputs(torch.stack(pixels).to(device))
+        return detector.loss(outputs, [_moved(target, device) for target in targets])
 
     def validate(beat: Beat) -> Validation:
         return _validate(model, validation, beat)
@@ -236,13 +236,14 @@ def _augmented(examples: Examples, index: int, augment: Augmentation) -> tuple[t
 
 
 def _validate(model: Model, examples: Examples, beat: Beat) -> Validation:
-    """The mean average precision, as `metrics.score` has it."""
-    results = _results(model, examples, beat)
+    """The mean average precision, as `metrics.score` has it, and the mean loss."""
+    results, loss = _results(model, examples, beat)
     # Below 0 there was no object to find.
     precision, precision_50 = max(0.0, results.mean_precision()), max(0.0, results.mean_precision(iou=0))
     count = _num_objects(examples)
     error = share_error(precision, count) if count else math.inf
-    return Validation(precision, error, {"validation/map": precision, "validation/map_50": precision_50})
+    measured = {"validation/map": precision, "validation/map_50": precision_50, "validation/loss": loss}
+    return Validation(precision, error, measured)
 
 
 @torch.inference_mode()
@@ -255,32 +256,34 @@ def _fitting_threshold(run: Run, model: Model, examples: Examples) -> float:
         done = min(done + EVALUATION_BATCH, len(examples.targets))
         run.report(done, len(examples.targets), stage="choosing a score threshold", examples=done)
 
-    return metrics.best_threshold(_results(model, examples, beat), _num_objects(examples))
+    results, _ = _results(model, examples, beat)
+    return metrics.best_threshold(results, _num_objects(examples))
 
 
 def _num_objects(examples: Examples) -> int:
     return sum(not entry["crowd"] for objects in examples.objects for entry in objects)
 
 
-def _results(model: Model, examples: Examples, beat: Beat) -> metrics.Results:
-    """What COCO's evaluation finds of examples."""
+def _results(model: Model, examples: Examples, beat: Beat) -> tuple[metrics.Results, float]:
+    """What COCO's evaluation finds of examples, and the mean loss."""
     predictions: list[pb.Prediction] = []
+    loss = 0.0
+    scale = model.detector.scale.cpu()
     for start in range(0, len(examples.targets), EVALUATION_BATCH):
-        pixels = torch.from_numpy(examples.pixels[start : start + EVALUATION_BATCH]).to(model.device)
-        scores, boxes = model.detector(pixels)
+        batch = slice(start, start + EVALUATION_BATCH)
+        outputs = model.detector.outputs(torch.from_numpy(np.array(examples.pixels[batch])).to(model.device))
+        targets = [{**target, "boxes": target["boxes"] * scale} for target in examples.targets[batch]]
+        loss += model.detector.loss(outputs, [_moved(t, model.device) for t in targets]).item() * len(targets)
         predictions += [
-            _detections(
-                model,
-                scores[i],
-                boxes[i],
-                examples.sizes[start + i],
-                threshold=VALIDATION_THRESHOLD,
-                most=MAX_DETECTIONS,
-            )
-            for i in range(len(pixels))
+            _detections(model, scores, boxes, size, threshold=VALIDATION_THRESHOLD, most=MAX_DETECTIONS)
+            for scores, boxes, size in zip(*model.detector.decode(outputs), examples.sizes[batch], strict=True)
         ]
         beat()
-    return metrics.measure(examples.objects, predictions)
+    return metrics.measure(examples.objects, predictions), loss / max(1, len(examples.targets))
+
+
+def _moved(target: Target, device: torch.device) -> Target:
+    return {name: value.to(device) for name, value in target.items()}
 
 
 def _detections(

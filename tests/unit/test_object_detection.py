@@ -409,6 +409,7 @@ def test_the_input_fits_the_images_and_the_objects() -> None:
     assert input_size(table(small, image=blank(640, 480)), 0) == (480, 640)
     assert input_size(table(large, image=blank(128, 128)), 0) == (128, 128)
     assert input_size(table(large, image=blank(640, 480)), 224) == (160, 224)
+    assert input_size(table(small, image=blank(20, 10)), 0) == (64, 64)
     tall_and_wide = pa.concat_tables([table(large, image=blank(300, 500)), table(large, image=blank(500, 300))])
     assert input_size(tall_and_wide, 0) == (416, 416)
 
@@ -601,7 +602,7 @@ def test_boxes_and_scores_are_torchvisions(architecture: str, tmp_path: Path) ->
     nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
     detector.train()
     for targets in ([target, nothing], [nothing, nothing]):
-        loss = detector.loss(pixels, targets)
+        loss = detector.loss(detector.outputs(pixels), targets)
         loss.backward()  # type: ignore[no-untyped-call]
         # SSD learns nothing from an image without objects: it takes as many places as it has objects, times three.
         assert (loss.item() > 0) is (targets[0] is target or "ssd" not in architecture)
@@ -643,6 +644,17 @@ def test_a_checkpoint_of_other_classes_is_taken_and_one_that_lacks_layers_is_not
         create(two_stages, tmp_path, 2, (64, 64), pretrained=True, freeze=True)
 
 
+def test_a_backbone_of_one_size_is_refused(tmp_path: Path) -> None:
+    from luthier.toolkit.backbones import Base
+    from luthier_object_detection.detectors import create
+
+    base = Base(
+        id="a", library="timm", architecture="vit_tiny_patch16_224", weights="", mean=(0.5,) * 3, std=(0.5,) * 3
+    )
+    with pytest.raises(InvalidArgument, match="vit_tiny_patch16_224 takes images of one size alone"):
+        create(base, tmp_path, 2, (64, 96), pretrained=False, freeze=True)
+
+
 def test_early_layers_are_frozen(tmp_path: Path) -> None:
     import torch
 
@@ -658,7 +670,7 @@ def test_early_layers_are_frozen(tmp_path: Path) -> None:
     assert any(name.startswith("blocks.2") for name in learning)
     before = {name: tensor.clone() for name, tensor in body.state_dict().items()}
     detector.loss(
-        torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8),
+        detector.outputs(torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)),
         [{"boxes": torch.tensor([[8.0, 8.0, 40.0, 40.0]]), "labels": torch.tensor([1])}] * 2,
     )
     changed = {name for name, tensor in body.state_dict().items() if not torch.equal(tensor, before[name])}

@@ -1,6 +1,6 @@
 """Pretrains Luthier's own small text base on sentences that it makes up itself.
 
-    python tools/pretrain/text.py OUTPUT [--sentences 30000] [--epochs 3]
+    python tools/pretrain/text.py OUTPUT [--sentences 30000] [--epochs 5]
 
 The sentences come from `grammar.py`. A WordPiece tokenizer is trained on them, with every ASCII and Latin-1 character
 in its alphabet, so that no text is lost; then a BERT of 4 layers learns to fill in masked words (Devlin et al. 2019).
@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
     parser.add_argument("--sentences", type=int, default=30_000)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=5)
     arguments = parser.parse_args()
     started = time.monotonic()
     random = np.random.default_rng(SEED)
@@ -68,7 +68,7 @@ def joined(tokenizer: BertTokenizerFast, sentences: list[str], random: np.random
 
 
 def pretrain(
-    texts: list[list[int]], tokenizer: BertTokenizerFast, epochs: int, batch_size: int = 64
+    texts: list[list[int]], tokenizer: BertTokenizerFast, epochs: int, batch_size: int = 16
 ) -> BertForMaskedLM:
     """Masked language modelling; says after each epoch what share of masked tokens is filled in rightly elsewhere."""
     torch.manual_seed(SEED)

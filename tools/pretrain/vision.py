@@ -1,6 +1,6 @@
 """Pretrains Luthier's own small vision base on images that it draws itself.
 
-    python tools/pretrain/vision.py OUTPUT [--images 16000] [--epochs 4]
+    python tools/pretrain/vision.py OUTPUT [--images 8000] [--epochs 10]
 
 Each image shows one shape among smaller ones on a noisy ground; the model learns to name its shape, its texture and its
 colour. That teaches what any picture needs first: edges, corners, fills and hues at every size. OUTPUT gets the weights
@@ -40,8 +40,8 @@ Points = list[tuple[float, float]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--images", type=int, default=16_000)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--images", type=int, default=8_000)
+    parser.add_argument("--epochs", type=int, default=10)
     arguments = parser.parse_args()
     started = time.monotonic()
     with multiprocessing.get_context("spawn").Pool() as pool:
@@ -50,12 +50,15 @@ def main() -> None:
     labels = torch.tensor([labels for _, labels in drawn])
     print(f"{len(images)} images drawn in {time.monotonic() - started:.0f} s")
     backbone = pretrain(images, labels, arguments.epochs)
-    state = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in backbone.items()}
+    state = {
+        name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
+        for name, tensor in backbone.items()
+    }
     save_file(state, arguments.output)
     print(f"{arguments.output}: {arguments.output.stat().st_size} bytes after {time.monotonic() - started:.0f} s")
 
 
-def pretrain(images: torch.Tensor, labels: torch.Tensor, epochs: int, batch_size: int = 128) -> dict[str, torch.Tensor]:
+def pretrain(images: torch.Tensor, labels: torch.Tensor, epochs: int, batch_size: int = 32) -> dict[str, torch.Tensor]:
     """Trains on all but the last tenth, says what is right of that, and returns the backbone's weights."""
     torch.manual_seed(SEED)
     backbone = timm.create_model(ARCHITECTURE, num_classes=0)
@@ -64,8 +67,8 @@ def pretrain(images: torch.Tensor, labels: torch.Tensor, epochs: int, batch_size
     held_out = len(images) // 10
     train = len(images) - held_out
     steps = epochs * (train // batch_size)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.05, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.1)
     for epoch in range(epochs):
         model.train()
         order = torch.randperm(train)
