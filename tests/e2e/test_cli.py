@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+from luthier import images
 from luthier_client.cli.app import app
 from support import Server, interactions
 
@@ -214,6 +216,33 @@ def test_bad_rows_are_a_table_and_exit_1(luthier: Callable[..., Result], tmp_pat
     assert "2 problems in the data" in result.stderr
     assert re.search(r"bad\.csv +2 +item ", result.stderr)
     assert re.search(r"bad\.csv +3 +weight ", result.stderr)
+
+
+def test_an_option_says_how_files_are_read(
+    as_json: Callable[..., Any], luthier: Callable[..., Result], tmp_path: Path
+) -> None:
+    """Object detection's `boxes`: one that sticks out of its image is cut, left out or an error, as one chooses."""
+    folder = tmp_path / "yolo"
+    for name, box in {"a": "0 0.5 0.5 0.5 0.5", "b": "0 0.9 0.5 0.6 0.5"}.items():
+        for kind in ("images", "labels"):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+        (folder / "images" / f"{name}.png").write_bytes(images.encode_png(np.full((32, 32, 3), 90, dtype=np.uint8)))
+        (folder / "labels" / f"{name}.txt").write_text(box)
+    (folder / "data.yaml").write_text("names: [thing]\n")
+
+    def create(name: str, *option: str) -> tuple[str, ...]:
+        return ("datasets", "create", name, "--task", "object-detection", "--train", str(folder), *option)
+
+    clipped = as_json(*create("cli-boxes"))
+    dropped = as_json(*create("cli-boxes", "--option", "boxes=drop"))
+    assert [version["name"][-1] for version in (clipped, dropped)] == ["1", "2"]
+    assert clipped["digest"] != dropped["digest"]
+    refused = luthier(*create("cli-boxes", "--option", "boxes=refuse"))
+    assert refused.exit_code == 1
+    assert "labels/b.txt" in refused.stderr
+    wrong = luthier(*create("cli-boxes", "--option", "boxes=burn"))
+    assert wrong.exit_code == 2
+    assert all(word in wrong.stderr for word in ("boxes", "burn", "clip", "drop", "refuse"))
 
 
 def test_no_server(luthier: Callable[..., Result]) -> None:

@@ -15,6 +15,7 @@ import pytest
 from google.protobuf.message import Message
 from onnx import TensorProto, helper, numpy_helper
 
+from luthier import datasets
 from luthier.errors import Cancelled
 from luthier.task import Codec, Evaluation, Task
 from luthier.tasks.text_classification.v1 import text_classification_pb2 as pb
@@ -211,7 +212,8 @@ def test_calibration_is_drawn_by_the_seed_and_encoded_by_the_codec(
     monkeypatch.setattr(variants, "CALIBRATION_EXAMPLES", 20)
 
     def drawn(seed: int) -> list[str]:
-        found = variants._calibration(fixture.job, fixture.task, fixture.float32.directory, fixture.data, seed)
+        train = datasets.load(fixture.data, ["train"])["train"]
+        found = variants.calibration_batches(fixture.task, fixture.float32.directory, train, seed, fixture.job.progress)
         return ["".join(str(int(digit)) for digit in row) for batch in found for row in batch["row"]]
 
     assert len(drawn(0)) == 20

@@ -15,6 +15,7 @@ import structlog
 from google.protobuf.message import Message
 
 from luthier import datasets
+from luthier.datasets import Report
 from luthier.errors import LuthierError
 from luthier.inference.predictor import Predictor
 from luthier.task import MODEL_FILE, Task
@@ -67,7 +68,7 @@ def choose(
             notes["int8"] = f"{int8.note}; not served: {refusal}" if refusal else int8.note
             served = float32 if refusal else int8
     job.progress("timing", 0, 1)
-    latencies = _latencies(task, forms, task.instances(examples))
+    milliseconds = latencies(task, [form.directory for form in forms], task.instances(examples))
     variants = {
         form.name: model_pb2.Variant(
             name=form.name,
@@ -76,7 +77,7 @@ def choose(
             metric=form.metric,
             served=form is served,
         )
-        for form, latency in zip(forms, latencies, strict=True)
+        for form, latency in zip(forms, milliseconds, strict=True)
     }
     for name, note in notes.items():
         variants.setdefault(name, model_pb2.Variant(name=name)).note = note
@@ -97,7 +98,9 @@ def _int8(job: Job, task: Task, seed: int, data: Path, examples: pa.Table, float
     """Makes the int8 form of the bundle in a folder beside it."""
     directory = job.directory / "int8"
     shutil.copytree(float32.directory, directory, ignore=shutil.ignore_patterns(MODEL_FILE))
-    calibration = _calibration(job, task, float32.directory, data, seed)
+    calibration = calibration_batches(
+        task, float32.directory, datasets.load(data, ["train"])["train"], seed, job.progress
+    )
     try:
         note = quantise(float32.directory / MODEL_FILE, directory / MODEL_FILE, calibration)
         predictions = evaluate.predict(job, task, directory, task.instances(examples))
@@ -109,22 +112,23 @@ def _int8(job: Job, task: Task, seed: int, data: Path, examples: pa.Table, float
     return Form("int8", directory, predictions, evaluate.score_rows(task, examples, predictions), note)
 
 
-def _calibration(job: Job, task: Task, directory: Path, data: Path, seed: int) -> Iterator[Batch]:
-    """Inputs of the graph for examples of train, drawn by the seed."""
+def calibration_batches(
+    task: Task, directory: Path, train: pa.Table, seed: int, report: Report = lambda stage, done, total: None
+) -> Iterator[Batch]:
+    """Inputs of a bundle's graph for examples of train, drawn by the seed."""
     codec = task.open(directory)
-    train = datasets.load(data, ["train"])["train"]
     rows = random.Random(seed).sample(range(train.num_rows), min(train.num_rows, CALIBRATION_EXAMPLES))
     instances = task.instances(train.take(sorted(rows)))
     for start in range(0, len(instances), CALIBRATION_BATCH):
-        job.progress("calibrating int8", start, len(instances))
+        report("calibrating int8", start, len(instances))
         yield codec.encode(instances[start : start + CALIBRATION_BATCH])
 
 
-def _latencies(task: Task, forms: Sequence[Form], instances: Sequence[Message]) -> list[float]:
+def latencies(task: Task, bundles: Sequence[Path], instances: Sequence[Message]) -> list[float]:
     """Median milliseconds of one prediction on one thread, by turns, so that a busy moment falls on all forms alike."""
-    predictors = [Predictor(task, form.directory) for form in forms]
+    predictors = [Predictor(task, directory) for directory in bundles]
     timed = instances[:: max(1, len(instances) // TIMED_INSTANCES)][:TIMED_INSTANCES]
-    seconds: list[list[float]] = [[] for _ in forms]
+    seconds: list[list[float]] = [[] for _ in bundles]
     for instance in [*timed[:WARM_UP], *timed]:
         for predictor, taken in zip(predictors, seconds, strict=True):
             started = time.perf_counter()

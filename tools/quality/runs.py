@@ -1,0 +1,225 @@
+"""One fine-tune as the server does it, by its own data set code and trainer process, and all that is measured of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from cases import MOBILENET, Case, data_files
+from google.protobuf.json_format import ParseDict
+from google.protobuf.message import Message
+from google.rpc import status_pb2
+
+from luthier import bases, datasets, fields, plugins
+from luthier.bases import Catalogue
+from luthier.inference.predictor import Predictor
+from luthier.task import MODEL_FILE, Task
+from luthier.worker import variants
+from luthier.worker.child import SHORT_SPIN
+from luthier.worker.quantize import NotQuantisable, quantise
+from luthier.worker.trainer_process import read_messages, write_messages
+
+TUNED, OTHER = "tuned", "other"
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is to be trained: a fold of a case, from the base or as the other that it is compared with, with a seed."""
+
+    case: Case
+    start: str
+    seed: int
+    fold: int = 0
+
+    @property
+    def name(self) -> str:
+        fold = f"-fold{self.fold}" if self.case.folds > 1 else ""
+        return f"{self.case.id}-{self.start}-seed{self.seed}{fold}"
+
+
+class Workshop:
+    """A folder where data sets, bases and results are kept, so that nothing is computed twice."""
+
+    def __init__(self, directory: Path, shared: Path) -> None:
+        self.directory = directory
+        self.shared = shared
+        self.tasks = plugins.load()
+
+    def task(self, case: Case) -> Task:
+        return self.tasks.task(case.task)
+
+    def data(self, case: Case, fold: int) -> Path:
+        """The data set version of a case."""
+        target = self.directory / "data" / (f"{case.id}-fold{fold}" if case.folds > 1 else case.id)
+        if not (target / datasets.DESCRIPTION).exists():
+            task = self.task(case)
+            with tempfile.TemporaryDirectory() as scratch:
+                files = data_files(case, task, self.shared / "data", Path(scratch), fold)
+                datasets.build(task, files, case.split, target)
+        return target
+
+    def test(self, case: Case, fold: int) -> pa.Table:
+        return datasets.load(self.data(case, fold), ["test"])["test"]
+
+    def base(self, case: Case) -> Path | None:
+        """The files of the case's base."""
+        if not case.base:
+            return None
+        if case.base != MOBILENET:
+            return bases.pull(Catalogue.load().get(case.base), self.directory / "bases")
+        target = self.directory / "bases" / MOBILENET
+        if not target.exists():
+            weights = self.shared / "weights" / "mobilenet_v2_in1k_fp16.safetensors"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            script = (
+                "import sys; from pathlib import Path; from luthier.toolkit.imports import import_checkpoint; "
+                "import_checkpoint(sys.argv[1], sys.argv[1], Path(sys.argv[2]), {}, {}, Path(sys.argv[3]))"
+            )
+            subprocess.run([sys.executable, "-c", script, MOBILENET, str(weights), str(target)], check=True)
+        return target
+
+    def path(self, run: Run) -> Path:
+        """Where the record of a run is."""
+        return self.directory / "runs" / run.name / "record.json"
+
+    def record(self, run: Run) -> dict[str, Any] | None:
+        """What was measured of a run; None where it was not made yet."""
+        path = self.path(run)
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def predictions(self, run: Run) -> list[Message]:
+        """What the run's bundle predicts for the test part."""
+        kind = self.task(run.case).methods[0].prediction
+        return read_messages(self.directory / "runs" / run.name / "served.bin", kind)
+
+    def make(self, run: Run) -> dict[str, Any]:
+        """Trains, exports, predicts with both sides, measures; returns the record."""
+        task, data = self.task(run.case), self.data(run.case, run.fold)
+        target = self.directory / "runs" / run.name
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        test = self.test(run.case, run.fold)
+        instances = task.instances(test)
+        started = time.monotonic()
+        _train(run, task, data, self.base(run.case), instances, target)
+        total = time.monotonic() - started
+        outcome = json.loads((target / "outcome.json").read_text(encoding="utf-8"))
+        source = read_messages(target / "predictions.bin", task.methods[0].prediction)
+        served = predict(task, target / "bundle", instances)
+        write_messages(target / "served.bin", served)
+        record: dict[str, Any] = {
+            "metrics": dict(sorted(task.score(test, served).metrics.items())),
+            "source": task.score(test, source).metrics[task.primary_metric],
+            "predictions": len(served),
+            "changed": sum(_said(a) != _said(b) for a, b in zip(source, served, strict=True)),
+            "training_s": outcome["figures"]["training_s"],
+            "total_s": total,
+            "figures": outcome["figures"],
+        }
+        if (target / "speed.json").exists():
+            record |= json.loads((target / "speed.json").read_text(encoding="utf-8"))
+        if run.start == TUNED and run.seed == 0 and run.fold == 0:
+            record["int8"] = _int8(run, task, data, test, instances, target)
+        (target / "record.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+        shutil.rmtree(target / "run")
+        return record
+
+
+def predict(task: Task, directory: Path, instances: Sequence[Message]) -> list[Message]:
+    """As the worker evaluates: on all cores, of like sizes together."""
+    predictor = Predictor(task, directory, threads=len(os.sched_getaffinity(0)))
+    order = sorted(range(len(instances)), key=lambda index: instances[index].ByteSize())
+    found: dict[int, Message] = {}
+    for start in range(0, len(order), BATCH):
+        chosen = order[start : start + BATCH]
+        found |= zip(chosen, predictor.predict([instances[i] for i in chosen]), strict=True)
+    return [found[index] for index in range(len(instances))]
+
+
+def _train(run: Run, task: Task, data: Path, base: Path | None, instances: Sequence[Message], target: Path) -> None:
+    """Runs the trainer process to its end, and shows its progress."""
+    config = ParseDict(dict(run.case.other) if run.start == OTHER else {}, task.config())
+    fields.resolve(config)
+    spec = {
+        "task": task.id,
+        "data": str(data),
+        "base": str(base) if base else None,
+        "warm_start": False,
+        "seed": run.seed,
+        "parent": os.getpid(),
+    }
+    (target / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
+    (target / "config.bin").write_bytes(config.SerializeToString())
+    write_messages(target / "instances.bin", instances)
+    read_end, write_end = os.pipe()
+    command = [sys.executable, str(Path(__file__).with_name("trainer.py")), str(target), str(write_end)]
+    process = subprocess.Popen(command, pass_fds=[write_end], env=SHORT_SPIN | os.environ)
+    os.close(write_end)
+    with os.fdopen(read_end, encoding="utf-8") as lines:
+        _show(run, lines)
+    if process.wait():
+        error = target / "error.bin"
+        said = status_pb2.Status.FromString(error.read_bytes()).message if error.exists() else "see above"
+        raise SystemExit(f"{run.name} failed: {said}")
+
+
+def _show(run: Run, lines: Iterator[str]) -> None:
+    """Prints the validation metrics and, once a minute, the progress."""
+    shown = time.monotonic()
+    for line in lines:
+        event = json.loads(line)
+        if values := {k: v for k, v in event.get("metrics", {}).get("values", {}).items() if "validation" in k}:
+            said = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+            print(f"{run.name}  step {event['metrics']['step']}  {said}", flush=True)
+        elif (progress := event.get("progress")) and time.monotonic() - shown > 60:
+            shown = time.monotonic()
+            left = progress.get("remaining_s", 0.0)
+            print(
+                f"{run.name}  {progress['stage']} {progress['step']}/{progress['total']}, {left:.0f} s left", flush=True
+            )
+
+
+def _int8(
+    run: Run, task: Task, data: Path, test: pa.Table, instances: Sequence[Message], target: Path
+) -> dict[str, Any]:
+    """What the bundle's int8 form reaches and how fast both forms predict, whole predictions on one thread."""
+    bundle, int8 = target / "bundle", target / "int8"
+    shutil.copytree(bundle, int8, ignore=shutil.ignore_patterns(MODEL_FILE))
+    train = datasets.load(data, ["train"])["train"]
+    try:
+        calibration = variants.calibration_batches(task, bundle, train, run.seed)
+        note = quantise(bundle / MODEL_FILE, int8 / MODEL_FILE, calibration)
+    except NotQuantisable as reason:
+        return {"note": f"not applicable: {reason}"}
+    float_ms, int8_ms = variants.latencies(task, [bundle, int8], instances)
+    return {
+        "note": note,
+        "metric": task.score(test, predict(task, int8, instances)).metrics[run.case.peers[0].metric],
+        "float_ms": float_ms,
+        "int8_ms": int8_ms,
+        "float_bytes": (bundle / MODEL_FILE).stat().st_size,
+        "int8_bytes": (int8 / MODEL_FILE).stat().st_size,
+    }
+
+
+def _said(message: Message) -> list[object]:
+    """What a prediction says without its numbers of floating point: labels, texts, places, run lengths."""
+    found: list[object] = []
+    for field, value in message.ListFields():
+        for one in value if field.is_repeated else [value]:
+            if isinstance(one, Message):
+                found += [field.name, _said(one)]
+            elif not isinstance(one, float):
+                found.append(one)
+    return found
