@@ -113,7 +113,7 @@ class Fixture:
             ),
         )
         bundle = write_bundle(work / "bundle", weights)
-        predictions = variants.evaluate.predict(self.job, task, bundle, task.instances(self.examples))
+        predictions = variants.evaluate.predict(task, bundle, task.instances(self.examples))
         metric = variants.evaluate.score_rows(task, self.examples, predictions)
         self.float32 = variants.Form("float32", bundle, predictions, metric)
 

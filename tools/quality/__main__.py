@@ -124,9 +124,7 @@ def compared(workshop: Workshop, case: Case, metric: str) -> list[float]:
     """By how much the tuned model is better, computed once for the same runs."""
     path = workshop.directory / "runs" / f"{case.id}-interval-{RESAMPLES}.json"
     runs = {start: [Run(case, start, 0, fold) for fold in range(case.folds)] for start in (TUNED, OTHER)}
-    made = max(
-        (workshop.directory / "runs" / run.name / "record.json").stat().st_mtime for run in chain(*runs.values())
-    )
+    made = max(workshop.path(run).stat().st_mtime for run in chain(*runs.values()))
     if not path.exists() or path.stat().st_mtime < made:
         (examples, tuned), (_, other) = whole(workshop, runs[TUNED]), whole(workshop, runs[OTHER])
         found = interval(workshop.task(case), metric, examples, tuned, other, RESAMPLES)

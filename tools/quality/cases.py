@@ -129,7 +129,7 @@ CASES = (
         files={"": "ratings.csv", "titles": "movies.csv"},
         columns={"user": "userId", "item": "movieId", "weight": "rating", "time": "timestamp"},
         split=Split(method="per-user", fractions=[0.25], seed=42),
-        other={"algorithm": "popularity"},
+        other={"algorithm": "ALGORITHM_POPULARITY"},
     ),
 )
 
@@ -151,7 +151,7 @@ def data_files(case: Case, task: Task, folder: Path, scratch: Path, fold: int) -
             # As the server does it: the ending says the format.
             format=name.rpartition(".")[2],
             role=role,
-            columns=case.columns if role in ("", "train", "validation", "test") else {},
+            columns=case.columns,
             header=case.header,
             options=options,
         )

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,13 @@ from google.rpc import status_pb2
 
 from luthier import bases, datasets, fields, plugins
 from luthier.bases import Catalogue
-from luthier.inference.predictor import Predictor
 from luthier.task import MODEL_FILE, Task
-from luthier.worker import variants
+from luthier.worker import evaluate, variants
 from luthier.worker.child import SHORT_SPIN
 from luthier.worker.quantize import NotQuantisable, quantise
-from luthier.worker.trainer_process import read_messages, write_messages
+from luthier.worker.trainer_process import collect, commission, read_messages, write_messages
 
 TUNED, OTHER = "tuned", "other"
-BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -81,12 +79,7 @@ class Workshop:
         target = self.directory / "bases" / MOBILENET
         if not target.exists():
             weights = self.shared / "weights" / "mobilenet_v2_in1k_fp16.safetensors"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            script = (
-                "import sys; from pathlib import Path; from luthier.toolkit.imports import import_checkpoint; "
-                "import_checkpoint(sys.argv[1], sys.argv[1], Path(sys.argv[2]), {}, {}, Path(sys.argv[3]))"
-            )
-            subprocess.run([sys.executable, "-c", script, MOBILENET, str(weights), str(target)], check=True)
+            _import(MOBILENET, weights, target)
         return target
 
     def path(self, run: Run) -> Path:
@@ -114,18 +107,17 @@ class Workshop:
         started = time.monotonic()
         _train(run, task, data, self.base(run.case), instances, target)
         total = time.monotonic() - started
-        outcome = json.loads((target / "outcome.json").read_text(encoding="utf-8"))
-        source = read_messages(target / "predictions.bin", task.methods[0].prediction)
-        served = predict(task, target / "bundle", instances)
+        outcome = collect(target, task)
+        served = evaluate.predict(task, outcome.bundle, instances)
         write_messages(target / "served.bin", served)
         record: dict[str, Any] = {
             "metrics": dict(sorted(task.score(test, served).metrics.items())),
-            "source": task.score(test, source).metrics[task.primary_metric],
+            "source": task.score(test, outcome.predictions).metrics[task.primary_metric],
             "predictions": len(served),
-            "changed": sum(_said(a) != _said(b) for a, b in zip(source, served, strict=True)),
-            "training_s": outcome["figures"]["training_s"],
+            "changed": sum(_said(a) != _said(b) for a, b in zip(outcome.predictions, served, strict=True)),
+            "training_s": outcome.figures["training_s"],
             "total_s": total,
-            "figures": outcome["figures"],
+            "figures": outcome.figures,
         }
         if (target / "speed.json").exists():
             record |= json.loads((target / "speed.json").read_text(encoding="utf-8"))
@@ -136,42 +128,36 @@ class Workshop:
         return record
 
 
-def predict(task: Task, directory: Path, instances: Sequence[Message]) -> list[Message]:
-    """As the worker evaluates: on all cores, of like sizes together."""
-    predictor = Predictor(task, directory, threads=len(os.sched_getaffinity(0)))
-    order = sorted(range(len(instances)), key=lambda index: instances[index].ByteSize())
-    found: dict[int, Message] = {}
-    for start in range(0, len(order), BATCH):
-        chosen = order[start : start + BATCH]
-        found |= zip(chosen, predictor.predict([instances[i] for i in chosen]), strict=True)
-    return [found[index] for index in range(len(instances))]
+def _import(architecture: str, weights: Path, target: Path) -> None:
+    """Makes a checkpoint a base, by the server's importer process."""
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        spec: dict[str, Any] = {"id": architecture, "architecture": architecture, "weights": str(weights)}
+        spec |= {"files": {}, "preprocessing": {}, "parent": os.getpid()}
+        (Path(folder) / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
+        _child(["-m", "luthier.worker.importer"], Path(folder), lambda lines: None)
+        (Path(folder) / "base").rename(target)
 
 
 def _train(run: Run, task: Task, data: Path, base: Path | None, instances: Sequence[Message], target: Path) -> None:
     """Runs the trainer process to its end, and shows its progress."""
     config = ParseDict(dict(run.case.other) if run.start == OTHER else {}, task.config())
     fields.resolve(config)
-    spec = {
-        "task": task.id,
-        "data": str(data),
-        "base": str(base) if base else None,
-        "warm_start": False,
-        "seed": run.seed,
-        "parent": os.getpid(),
-    }
-    (target / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
-    (target / "config.bin").write_bytes(config.SerializeToString())
-    write_messages(target / "instances.bin", instances)
+    commission(target, task, config, data, base, run.seed, instances)
+    _child([str(Path(__file__).with_name("trainer.py"))], target, lambda lines: _show(run, lines))
+
+
+def _child(program: list[str], directory: Path, listen: Callable[[Iterator[str]], None]) -> None:
+    """Runs a child of the worker's to its end: a folder to read and write, and a pipe on which it says events."""
     read_end, write_end = os.pipe()
-    command = [sys.executable, str(Path(__file__).with_name("trainer.py")), str(target), str(write_end)]
+    command = [sys.executable, *program, str(directory), str(write_end)]
     process = subprocess.Popen(command, pass_fds=[write_end], env=SHORT_SPIN | os.environ)
     os.close(write_end)
     with os.fdopen(read_end, encoding="utf-8") as lines:
-        _show(run, lines)
+        listen(lines)
     if process.wait():
-        error = target / "error.bin"
+        error = directory / "error.bin"
         said = status_pb2.Status.FromString(error.read_bytes()).message if error.exists() else "see above"
-        raise SystemExit(f"{run.name} failed: {said}")
+        raise SystemExit(f"{directory.name} failed: {said}")
 
 
 def _show(run: Run, lines: Iterator[str]) -> None:
@@ -205,7 +191,7 @@ def _int8(
     float_ms, int8_ms = variants.latencies(task, [bundle, int8], instances)
     return {
         "note": note,
-        "metric": task.score(test, predict(task, int8, instances)).metrics[run.case.peers[0].metric],
+        "metric": task.score(test, evaluate.predict(task, int8, instances)).metrics[run.case.peers[0].metric],
         "float_ms": float_ms,
         "int8_ms": int8_ms,
         "float_bytes": (bundle / MODEL_FILE).stat().st_size,

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from google.protobuf.message import Message
 
 from luthier import bundle, datasets, names
+from luthier.datasets import Report
 from luthier.errors import FailedPrecondition
 from luthier.inference.predictor import Predictor
 from luthier.task import Task
@@ -38,7 +39,7 @@ def work(job: Job) -> Publish:
         raise FailedPrecondition(f"{dataset.name} has no examples in its {split} part")
     directory = store.bundle(version.digest)
     bundle.verify(directory, version.digest)
-    predictions = predict(job, task, directory, task.instances(examples))
+    predictions = predict(task, directory, task.instances(examples), job.progress)
     evaluation = task.score(examples, predictions)
     evaluation.model_version, evaluation.dataset_version, evaluation.split = version.name, dataset.name, split
     draft = report.prepare(job, task, registry.operation_of(model, number), examples, predictions)
@@ -51,13 +52,15 @@ def work(job: Job) -> Publish:
     return record
 
 
-def predict(job: Job, task: Task, directory: Path, instances: Sequence[Message]) -> list[Message]:
+def predict(
+    task: Task, directory: Path, instances: Sequence[Message], report: Report = lambda stage, done, total: None
+) -> list[Message]:
     """Predicts for many instances on all cores, of like sizes together so that little is padded."""
     predictor = Predictor(task, directory, threads=len(os.sched_getaffinity(0)))
     order = sorted(range(len(instances)), key=lambda index: instances[index].ByteSize())
     predictions: list[Message | None] = [None] * len(instances)
     for start in range(0, len(order), BATCH):
-        job.progress("evaluating", start, len(order))
+        report("evaluating", start, len(order))
         chosen = order[start : start + BATCH]
         for index, prediction in zip(chosen, predictor.predict([instances[i] for i in chosen]), strict=True):
             predictions[index] = prediction

@@ -43,7 +43,7 @@ def work(job: Job) -> Publish:
 
     outcome = train(job, task, config, data, base, request, task.instances(examples))
 
-    predictions = evaluate.predict(job, task, outcome.bundle, task.instances(examples))
+    predictions = evaluate.predict(task, outcome.bundle, task.instances(examples), job.progress)
     parity = _parity(task, request, examples, outcome.predictions, predictions)
     float32 = variants.Form("float32", outcome.bundle, predictions, parity.served)
     served, measured = variants.choose(job, task, request, data, examples, float32)
@@ -137,7 +137,7 @@ def _evaluation(
         return None, None
     predictions = served.predictions
     if test.num_rows != examples.num_rows:
-        predictions = evaluate.predict(job, task, served.directory, task.instances(test))
+        predictions = evaluate.predict(task, served.directory, task.instances(test), job.progress)
     evaluation = task.score(test, predictions)
     evaluation.dataset_version, evaluation.split = dataset.name, "test"
     return evaluation, report.prepare(job, task, job.claim.operation, test, predictions)

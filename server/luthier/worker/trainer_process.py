@@ -36,20 +36,39 @@ def train(
     instances: Sequence[Message],
 ) -> Outcome:
     """Runs a trainer to its end. Raises Cancelled, or an error that says how it failed."""
-    directory = job.directory
+    warm_start = request.base.startswith("models/")
+    commission(job.directory, task, config, data, base, request.seed, instances, warm_start=warm_start)
+    run_child(job, "luthier.worker.trainer", job.directory, "the trainer")
+    return collect(job.directory, task)
+
+
+def commission(
+    directory: Path,
+    task: Task,
+    config: Message,
+    data: Path,
+    base: Path | None,
+    seed: int,
+    instances: Sequence[Message],
+    *,
+    warm_start: bool = False,
+) -> None:
+    """Writes into a folder what a trainer, a child of this process, is to do there."""
     spec = {
         "task": task.id,
         "data": str(data),
         "base": str(base) if base else None,
-        "warm_start": request.base.startswith("models/"),
-        "seed": request.seed,
+        "warm_start": warm_start,
+        "seed": seed,
         "parent": os.getpid(),
     }
     (directory / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
     (directory / "config.bin").write_bytes(config.SerializeToString())
     write_messages(directory / "instances.bin", instances)
 
-    run_child(job, "luthier.worker.trainer", directory, "the trainer")
+
+def collect(directory: Path, task: Task) -> Outcome:
+    """Reads what a trainer that ended well left in its folder."""
     outcome = json.loads((directory / "outcome.json").read_text(encoding="utf-8"))
     predictions = read_messages(directory / "predictions.bin", task.methods[0].prediction)
     return Outcome(directory / "bundle", predictions, outcome["figures"], outcome["packages"])

@@ -103,7 +103,7 @@ def _int8(job: Job, task: Task, seed: int, data: Path, examples: pa.Table, float
     )
     try:
         note = quantise(float32.directory / MODEL_FILE, directory / MODEL_FILE, calibration)
-        predictions = evaluate.predict(job, task, directory, task.instances(examples))
+        predictions = evaluate.predict(task, directory, task.instances(examples), job.progress)
     except (LuthierError, NotQuantisable, MemoryError):
         raise
     except Exception as error:  # Any graph may come from a plugin; one the quantiser fails on is still good in float32.
