@@ -130,6 +130,7 @@ class Workshop:
 
 def _import(architecture: str, weights: Path, target: Path) -> None:
     """Makes a checkpoint a base, by the server's importer process."""
+    target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         spec: dict[str, Any] = {"id": architecture, "architecture": architecture, "weights": str(weights)}
         spec |= {"files": {}, "preprocessing": {}, "parent": os.getpid()}
