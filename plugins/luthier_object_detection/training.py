@@ -187,7 +187,7 @@ def export(model: Model, directory: Path) -> None:
         return {"pixels": pixels.to(model.device)}
 
     path = export_onnx(detector, noise(2), ["scores", "boxes"], {0: Dim("batch")}, directory)
-    check_onnx(path, detector, map(noise, (1, 3)), EXPORT_TOLERANCE)
+    check_onnx(path, detector, map(noise, (1, 3)), EXPORT_TOLERANCE, detector.comparable)
     preprocessing = {
         "height": height,
         "width": width,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,7 +25,10 @@ it, is longer."""
 
 
 class TwoStages(Detector):
-    """uint8 [batch, height, width, 3] to scores [batch, proposals, classes], boxes [batch, proposals, classes, 4]."""
+    """uint8 [batch, height, width, 3] to scores [batch, proposals, classes], boxes [batch, proposals, classes, 4].
+
+    Both are 0 where a proposal was left out.
+    """
 
     def outputs(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """The feature maps by name, finest first."""
@@ -37,7 +41,11 @@ class TwoStages(Detector):
         boxes = moved(proposals.unsqueeze(-2), moves, self.core.roi_heads.box_coder.weights)
         # Class 0 is the background.
         scores = logits.softmax(-1)[..., 1:] * chosen.unsqueeze(-1)
-        return scores, (boxes[..., 1:, :] / self.scale).clamp(0, 1)
+        return scores, (boxes[..., 1:, :] / self.scale).clamp(0, 1) * chosen[..., None, None]
+
+    def comparable(self, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Scores and boxes, each of their columns in ascending order: proposals of one score come in any."""
+        return [output.sort(1).values for output in outputs]
 
     def loss(self, outputs: dict[str, torch.Tensor], targets: list[Target]) -> torch.Tensor:
         """torchvision's losses of both stages, the means over the batch."""
@@ -104,9 +112,9 @@ class TwoStages(Detector):
         wanted = (pool.canonical_level + (sides / pool.canonical_scale).log2() + 1e-6).floor()
         wanted = wanted.clamp(depths[0], depths[-1]).view(-1, 1, 1, 1)
         pooled: Any = 0.0
-        for feature, depth in zip(maps, depths, strict=True):
+        for level, (feature, depth) in enumerate(zip(maps, depths, strict=True), depths[0]):
             looked = roi_align(feature, regions, pool.output_size, 2.0**-depth, pool.sampling_ratio)
-            pooled = torch.where(wanted == depth, looked, pooled)
+            pooled = torch.where(wanted == level, looked, pooled)
         logits, moves = heads.box_predictor(heads.box_head(pooled))
         return logits.reshape(-1, count, logits.shape[-1]), moves.reshape(-1, count, logits.shape[-1], 4)
 

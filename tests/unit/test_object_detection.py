@@ -611,7 +611,7 @@ def test_boxes_and_scores_are_torchvisions(architecture: str, tmp_path: Path) ->
 
 @pytest.fixture(scope="module")
 def two_stages(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Faster R-CNN with random weights, whose first stage is so sure of itself that its proposals are many."""
+    """Faster R-CNN with random weights, and statistics of drawn images so that its features differ by place."""
     import torch
 
     from luthier.toolkit.backbones import Base
@@ -627,10 +627,13 @@ def two_stages(tmp_path_factory: pytest.TempPathFactory) -> Any:
     )
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("base")
-    detector = create(base, folder, 3, (96, 128), pretrained=False, freeze=True).eval()
+    detector = create(base, folder, 3, (96, 128), pretrained=False, freeze=True).train()
     with torch.no_grad():
+        for _ in range(100):
+            detector.outputs(torch.randint(0, 256, (8, 96, 128, 3), dtype=torch.uint8))
+        detector.eval()
         for layer in (detector.core.rpn.head.cls_logits, detector.core.rpn.head.bbox_pred):
-            layer.weight.mul_(100)
+            layer.weight.mul_(20)
         detector.core.roi_heads.box_predictor.cls_score.weight.mul_(20)
     return detector
 
