@@ -54,7 +54,10 @@ class ObjectDetectionCodec(Codec):
         return {"pixels": pixels}
 
     def decode(self, outputs: Mapping[str, np.ndarray], instances: Sequence[Any]) -> list[Message]:
-        """Reads `scores`, float32 [batch, places, classes], and `boxes`, float32 [batch, places, 4], as shares."""
+        """Reads `scores`, float32 [batch, places, classes], and `boxes`, float32, as shares of the image's sides.
+
+        A box is either of a place, [batch, places, 4], or of a class at a place, [batch, places, classes, 4].
+        """
         return [
             self._prediction(scores, boxes, instance)
             for scores, boxes, instance in zip(outputs["scores"], outputs["boxes"], instances, strict=True)
@@ -66,13 +69,13 @@ class ObjectDetectionCodec(Codec):
         values = scores[places, classes]
         order = np.argsort(-values, kind="stable")[:CANDIDATES]
         places, classes, values = places[order], classes[order], values[order]
-        kept = suppress(boxes[places], classes, self._nms_iou, instance.max_detections or MAX_DETECTIONS)
+        found = boxes[places] if boxes.ndim == 2 else boxes[places, classes]
+        kept = suppress(found, classes, self._nms_iou, instance.max_detections or MAX_DETECTIONS)
         header = images.inspect(instance.image)
         sides = np.array([header.width, header.height] * 2, dtype=np.float32)
         return pb.Prediction(
             detections=[
-                pb.Detection(label=self._labels[classes[i]], score=values[i], box=_box(boxes[places[i]] * sides))
-                for i in kept
+                pb.Detection(label=self._labels[classes[i]], score=values[i], box=_box(found[i] * sides)) for i in kept
             ],
             image_width=header.width,
             image_height=header.height,

@@ -31,13 +31,9 @@ from luthier.toolkit.precision import wants_bfloat16
 from luthier.toolkit.vision import cache_images, shuffled_batches
 from luthier_object_detection import data, metrics
 from luthier_object_detection.augmentation import Augmentation
-from luthier_object_detection.codec import (
-    CANDIDATES,
-    LABELS_FILE,
-    MAX_DETECTIONS,
-    PREPROCESSING_FILE,
-)
-from luthier_object_detection.detectors import Detector, Target, create
+from luthier_object_detection.codec import CANDIDATES, LABELS_FILE, MAX_DETECTIONS, PREPROCESSING_FILE
+from luthier_object_detection.creation import create
+from luthier_object_detection.detectors import Detector, Target
 from luthier_object_detection.files import CORNERS
 from luthier_object_detection.resolution import input_size
 
@@ -177,8 +173,10 @@ def export(model: Model, directory: Path) -> None:
     """Writes `model.onnx`, `labels.json` and `preprocessing.json`.
 
     The graph takes `pixels`, uint8 [batch, height, width, 3], and gives `scores`, float32 [batch, places, classes], and
-    `boxes`, float32 [batch, places, 4]: left, top, right, bottom as shares of the image's sides. Which of them are
-    objects, the codec finds out. Raises ParityFailed where it does not compute what PyTorch does.
+    `boxes`, float32 [batch, places, 4], of a detector in two stages [batch, places, classes, 4]: left, top, right,
+    bottom as shares of the image's sides. Which of them are objects, the codec finds out.
+
+    Raises ParityFailed where it does not compute what PyTorch does.
     """
     detector = model.detector.eval()
     height, width = detector.size
@@ -189,7 +187,7 @@ def export(model: Model, directory: Path) -> None:
         return {"pixels": pixels.to(model.device)}
 
     path = export_onnx(detector, noise(2), ["scores", "boxes"], {0: Dim("batch")}, directory)
-    check_onnx(path, detector, map(noise, (1, 3)), EXPORT_TOLERANCE)
+    check_onnx(path, detector, map(noise, (1, 3)), EXPORT_TOLERANCE, detector.comparable)
     preprocessing = {
         "height": height,
         "width": width,
@@ -289,13 +287,17 @@ def _moved(target: Target, device: torch.device) -> Target:
 def _detections(
     model: Model, scores: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int], *, threshold: float, most: int
 ) -> pb.Prediction:
-    """What is in an image of `size`, (width, height), by scores [places, classes] and boxes [places, 4] as shares."""
+    """What is in an image of `size`, (width, height), by scores [places, classes] and boxes as shares.
+
+    Boxes are [places, 4], or [places, classes, 4].
+    """
     scores, boxes = scores.float().cpu(), boxes.float().cpu()
     places, classes = torch.where(scores >= threshold)
     values, order = scores[places, classes].sort(descending=True, stable=True)
     places, classes, values = places[order[:CANDIDATES]], classes[order[:CANDIDATES]], values[:CANDIDATES]
-    kept = batched_nms(boxes[places], values, classes, model.nms_iou)[:most]
-    corners = boxes[places[kept]] * torch.tensor(size * 2)
+    found = boxes[places] if boxes.ndim == 2 else boxes[places, classes]
+    kept = batched_nms(found, values, classes, model.nms_iou)[:most]
+    corners = found[kept] * torch.tensor(size * 2)
     return pb.Prediction(
         detections=[
             pb.Detection(label=model.labels[c], score=s, box=pb.Box(x_min=x0, y_min=y0, x_max=x1, y_max=y1))

@@ -570,7 +570,7 @@ def test_boxes_and_scores_are_torchvisions(architecture: str, tmp_path: Path) ->
     from torchvision.models.detection.image_list import ImageList
 
     from luthier.toolkit.backbones import Base
-    from luthier_object_detection.detectors import create
+    from luthier_object_detection.creation import create
 
     base = Base(id="a", library="torchvision", architecture=architecture, weights="", mean=(0.5,) * 3, std=(0.5,) * 3)
     torch.manual_seed(0)
@@ -609,13 +609,105 @@ def test_boxes_and_scores_are_torchvisions(architecture: str, tmp_path: Path) ->
         assert loss.item() < 1e4
 
 
+@pytest.fixture(scope="module")
+def two_stages(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Faster R-CNN with random weights, and statistics of drawn images so that its features differ by place."""
+    import torch
+
+    from luthier.toolkit.backbones import Base
+    from luthier_object_detection.creation import create
+
+    base = Base(
+        id="a",
+        library="torchvision",
+        architecture="fasterrcnn_mobilenet_v3_large_320_fpn",
+        weights="",
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+    )
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("base")
+    detector = create(base, folder, 3, (96, 128), pretrained=False, freeze=True).train()
+    with torch.no_grad():
+        for _ in range(100):
+            detector.outputs(torch.randint(0, 256, (8, 96, 128, 3), dtype=torch.uint8))
+        detector.eval()
+        for layer in (detector.core.rpn.head.cls_logits, detector.core.rpn.head.bbox_pred):
+            layer.weight.mul_(20)
+        detector.core.roi_heads.box_predictor.cls_score.weight.mul_(20)
+    return detector
+
+
+def test_two_stages_find_what_torchvision_finds(two_stages: Any) -> None:
+    import torch
+    from torchvision.models.detection.image_list import ImageList
+
+    core = two_stages.core
+    core.roi_heads.score_thresh, core.roi_heads.nms_thresh, core.roi_heads.detections_per_img = 0.0, 1.0, 10**6
+    core.rpn.nms_thresh = 0.4
+    pixels = torch.randint(0, 256, (2, 96, 128, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        scores, boxes = two_stages(pixels)
+        images_ = two_stages.normalise(pixels)
+        features = core.backbone(images_)
+        proposals, _ = core.rpn(ImageList(images_, [(96, 128)] * 2), features)
+        expected, _ = core.roi_heads(features, proposals, [(96, 128)] * 2)
+    assert scores.shape == (2, 150, 3)
+    assert boxes.shape == (2, 150, 3, 4)
+    for i in range(2):
+        assert 20 < len(proposals[i]) < 150  # Some were suppressed, or this would show nothing.
+        chosen = scores[i].sum(-1) > 0
+        assert chosen.sum() == len(proposals[i])
+        # torchvision leaves out empty boxes here.
+        ours = (boxes[i, chosen] * two_stages.scale).reshape(-1, 4)
+        real = ((ours[:, 2:] - ours[:, :2]) >= 0.01).all(-1)
+        found, order = scores[i, chosen].reshape(-1)[real].sort(stable=True)
+        theirs = expected[i]["scores"].sort(stable=True)
+        torch.testing.assert_close(found, theirs.values, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(ours[real][order].sum(0), expected[i]["boxes"].sum(0), rtol=1e-4, atol=1e-2)
+
+
+def test_two_stages_learn_from_images_with_and_without_objects(two_stages: Any) -> None:
+    import torch
+
+    target = {"boxes": torch.tensor([[8.0, 8.0, 40.0, 40.0]]), "labels": torch.tensor([2])}
+    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    pixels = torch.randint(0, 256, (2, 96, 128, 3), dtype=torch.uint8)
+    for mode in (False, True):
+        two_stages.train(mode)
+        for targets in ([target, nothing], [nothing, nothing]):
+            loss = two_stages.loss(two_stages.outputs(pixels), targets)
+            loss.backward()
+            assert 0 < loss.item() < 1e4
+        assert two_stages.core.rpn.training is mode
+    assert two_stages.core.roi_heads.box_predictor.bbox_pred.weight.grad.abs().sum() > 0
+    two_stages.eval()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_two_stages_export_with_any_number_of_images(two_stages: Any, tmp_path: Path) -> None:
+    from luthier_object_detection import training
+
+    model = training.Model(two_stages, ["a", "b", "c"], nms_iou=0.6)
+    training.export(model, tmp_path)  # It compares batches of 1 and 3 with PyTorch itself.
+    codec = ObjectDetectionCodec(tmp_path)
+    scores = np.zeros((1, 2, 3), dtype=np.float32)
+    scores[0, 1] = 0.0, 0.9, 0.8
+    boxes = np.zeros((1, 2, 3, 4), dtype=np.float32)
+    boxes[0, 1, 1], boxes[0, 1, 2] = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
+    (found,) = codec.decode({"scores": scores, "boxes": boxes}, [pb.Instance(image=PNG)])
+    assert [entry.label for entry in found.detections] == ["b", "c"]
+    assert found.detections[0].box.x_min == 0.0
+    assert found.detections[1].box.x_min == found.image_width / 2
+
+
 def test_a_checkpoint_of_other_classes_is_taken_and_one_that_lacks_layers_is_not(tmp_path: Path) -> None:
     import torch
     from safetensors.torch import save_file
     from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 
     from luthier.toolkit.backbones import Base
-    from luthier_object_detection.detectors import create
+    from luthier_object_detection.creation import create
 
     state = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=5).state_dict()
     save_file(state, tmp_path / "w.safetensors")
@@ -639,14 +731,14 @@ def test_a_checkpoint_of_other_classes_is_taken_and_one_that_lacks_layers_is_not
     save_file(state, tmp_path / "w.safetensors")
     with pytest.raises(InvalidArgument, match=r"ours lack 1 of .* head\.regression_head\.module_list\.0\.1\.weight"):
         create(base, tmp_path, 2, (64, 64), pretrained=True, freeze=True)
-    two_stages = replace(base, architecture="fasterrcnn_mobilenet_v3_large_fpn")
-    with pytest.raises(InvalidArgument, match="one stage"):
-        create(two_stages, tmp_path, 2, (64, 64), pretrained=True, freeze=True)
+    unknown = replace(base, architecture="maskrcnn_resnet50_fpn")
+    with pytest.raises(InvalidArgument, match="maskrcnn_resnet50_fpn is none of torchvision's detectors known here"):
+        create(unknown, tmp_path, 2, (64, 64), pretrained=True, freeze=True)
 
 
 def test_a_backbone_of_one_size_is_refused(tmp_path: Path) -> None:
     from luthier.toolkit.backbones import Base
-    from luthier_object_detection.detectors import create
+    from luthier_object_detection.creation import create
 
     base = Base(
         id="a", library="timm", architecture="vit_tiny_patch16_224", weights="", mean=(0.5,) * 3, std=(0.5,) * 3
@@ -660,7 +752,7 @@ def test_early_layers_are_frozen(tmp_path: Path) -> None:
 
     import tiny_timm
     from luthier.toolkit.backbones import read_base
-    from luthier_object_detection.detectors import create
+    from luthier_object_detection.creation import create
 
     base = read_base(tiny_timm.write(tmp_path))
     detector = create(base, tmp_path, 2, (64, 64), pretrained=True, freeze=True).train()
