@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,7 +76,7 @@ def entity_recognition(tour: Tour) -> None:
     tuned = tour.tune("letters", task, "letters", TEXT)
     scratch = tour.tune("letters-scratch", task, "letters", TEXT, from_scratch=True)
     tour.compare("letters", ("f1", "precision", "recall"), tuned, scratch)
-    prediction = tour.picture(tuned, {"text": NEW_LETTER}, "letter.svg")
+    prediction = tour.picture(tuned, NEW_LETTER, "letter.svg")
     rows = [(entity.label, entity.text, entity.score) for entity in prediction.entities]
     tour.table("entity", "text", "score", rows=rows, title=NEW_LETTER)
 
@@ -93,9 +91,9 @@ def image_classification(tour: Tour) -> None:
     tuned = tour.tune("fruit", task, "fruit", VISION)
     scratch = tour.tune("fruit-scratch", task, "fruit", VISION, from_scratch=True)
     tour.compare("fruit", ("accuracy", "f1_macro"), tuned, scratch)
-    instance = {"image": _photograph("pear", height=96, width=96), "top_k": 3}
-    prediction = tour.picture(tuned, instance, "fruit.png")
-    tour.table("kind", "probability", rows=[(top.label, top.score) for top in prediction.top])
+    photograph = _photograph(tour.folder / "pear.png", "pear", height=96, width=96)
+    prediction = tour.picture(tuned, photograph, "fruit.png")
+    tour.table("kind", "probability", rows=[(prediction.label, prediction.score)])
 
 
 def object_detection(tour: Tour) -> None:
@@ -108,7 +106,8 @@ def object_detection(tour: Tour) -> None:
     tuned = tour.tune("tables", task, "tables", VISION)
     scratch = tour.tune("tables-scratch", task, "tables", VISION, from_scratch=True)
     tour.compare("tables", ("map_50", "map"), tuned, scratch)
-    prediction = tour.picture(tuned, {"image": _photograph(*orchard.KINDS, "pear")}, "table.png")
+    photograph = _photograph(tour.folder / "table.png", *orchard.KINDS, "pear")
+    prediction = tour.picture(tuned, photograph, "boxes.png")
     rows = [
         (found.label, found.score, *(round(v) for v in (b.x_min, b.y_min, b.x_max, b.y_max)))
         for found in prediction.detections
@@ -127,7 +126,8 @@ def semantic_segmentation(tour: Tour) -> None:
     tuned = tour.tune("masks", task, "masks", VISION)
     scratch = tour.tune("masks-scratch", task, "masks", VISION, from_scratch=True)
     tour.compare("masks", ("miou", "pixel_accuracy"), tuned, scratch)
-    prediction = tour.picture(tuned, {"image": _photograph(*orchard.KINDS)}, "masks.png")
+    photograph = _photograph(tour.folder / "bowl.png", *orchard.KINDS)
+    prediction = tour.picture(tuned, photograph, "masks.png")
     tour.table("class", "share of the picture", rows=[(area.label, area.share) for area in prediction.classes])
 
 
@@ -144,8 +144,8 @@ FIRST = ("text-classification", "recommendation")
 """The stops of a short visit."""
 
 
-def _photograph(*kinds: str, height: int = 128, width: int = 160) -> str:
-    """A fresh picture of fruit of these kinds, in base64 as JSON has bytes."""
+def _photograph(path: Path, *kinds: str, height: int = 128, width: int = 160) -> Path:
+    """Draws a fresh picture of fruit of these kinds."""
     import numpy as np
     from PIL import Image
 
@@ -153,6 +153,5 @@ def _photograph(*kinds: str, height: int = 128, width: int = 160) -> str:
 
     radius = (0.3, 0.42) if len(kinds) == 1 else (0.14, 0.22)
     scene = orchard.draw(np.random.default_rng(99), height, width, list(kinds), radius)
-    stream = io.BytesIO()
-    Image.fromarray(scene.image).save(stream, "PNG")
-    return base64.b64encode(stream.getvalue()).decode()
+    Image.fromarray(scene.image).save(path)
+    return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -65,13 +66,15 @@ class Tour:
         self.table("metric on test", *names, rows=rows, title=title)
         self.tuned.append(versions[0])
 
-    def picture(self, version: ModelVersion, instance: Mapping[str, Any], name: str) -> Any:
-        """Has a prediction drawn into the folder, and returns it."""
-        rendered = self.client.render(output.short(version.name), instance)
-        path = self.folder / "pictures" / name
-        path.parent.mkdir(exist_ok=True)
+    def picture(self, version: ModelVersion, seen: Path | str, name: str) -> Any:
+        """Has the prediction for a photograph or a text drawn into the folder, and returns it."""
+        path, model = self.folder / name, output.short(version.name)
+        said = f"--file {seen}" if isinstance(seen, Path) else f"'{seen}'"
+        self.step(f"luthier predict {model.partition('/')[0]} {said} --output {path}")
+        # As JSON has bytes.
+        instance = {"image": base64.b64encode(seen.read_bytes()).decode()} if isinstance(seen, Path) else {"text": seen}
+        rendered = self.client.render(model, instance)
         path.write_bytes(rendered.picture)
-        self.say(f"drawn: {path}")
         return rendered.prediction
 
     def exports(self) -> None:

@@ -359,7 +359,7 @@ def test_all_problems_of_columns_are_named_by_line(tmp_path: Path) -> None:
     )
     content = b"anna\tB-PER\nmet\nbo\tO\tB-PER\nat\tO\nM\xfcnchen\tB-LOC\n"
     assert problems_of(file(tmp_path, content)) == {
-        "x.conll:row 2": "the line has 1 columns where most have 2",
+        "x.conll:row 2": "the line has 1 column where most have 2",
         "x.conll:row 3": "the line has 3 columns where most have 2",
         "x.conll:row 5": "the line is not UTF-8 text; save the file as UTF-8",
     }

@@ -629,7 +629,10 @@ def two_stages(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("base")
     detector = create(base, folder, 3, (96, 128), pretrained=False, freeze=True).train()
     with torch.no_grad():
-        for _ in range(100):
+        for layer in detector.modules():
+            if isinstance(layer, torch.nn.BatchNorm2d):
+                layer.momentum = None  # The mean of all batches.
+        for _ in range(3):
             detector.outputs(torch.randint(0, 256, (8, 96, 128, 3), dtype=torch.uint8))
         detector.eval()
         for layer in (detector.core.rpn.head.cls_logits, detector.core.rpn.head.bbox_pred):
