@@ -98,7 +98,7 @@ def _early(body: Any) -> list[nn.Module]:
 
 def _early_of_resnet(core: Any) -> list[nn.Module]:
     """The same of torchvision's ResNets with a feature pyramid; other backbones of its detectors train whole."""
-    body = getattr(core.backbone, "body", {})
+    body: Any = getattr(core.backbone, "body", {})
     return [body.conv1, body.bn1, body.layer1] if "layer1" in body else []
 
 

@@ -21,18 +21,28 @@ class Normalise(nn.Module):
     It is exported with the model, so that a served model takes the bytes of an image as they are.
     """
 
-    mean: torch.Tensor
-    std: torch.Tensor
+    scale: torch.Tensor
+    shift: torch.Tensor
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """`mean` and `std` of each channel, of values between 0 and 1."""
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(std) * 255, persistent=False)
+        means, deviations = (255 * torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
+        self.register_buffer("scale", 1 / deviations, persistent=False)
+        self.register_buffer("shift", -means / deviations, persistent=False)
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """The pixel that becomes 0: float [3], of values between 0 and 255."""
+        return (-self.shift / self.scale).flatten()
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Normalised, channels first; laid out in memory as the pixels were, which convolutions like best."""
-        return ((pixels.to(self.mean.dtype) - self.mean) / self.std).permute(0, 3, 1, 2)
+        """Normalised, channels first; laid out in memory as the pixels were, which convolutions like best.
+
+        A number for each channel goes over whole rows where channels come first: in onnxruntime 4 times as fast as
+        over pixels of three values.
+        """
+        return pixels.permute(0, 3, 1, 2).to(self.scale.dtype) * self.scale + self.shift
 
 
 def cache_images(encoded: Iterable[bytes], count: int, size: tuple[int, int], path: Path, beat: Beat) -> np.ndarray:
