@@ -91,7 +91,7 @@ def image_classification(tour: Tour) -> None:
     tuned = tour.tune("fruit", task, "fruit", VISION)
     scratch = tour.tune("fruit-scratch", task, "fruit", VISION, from_scratch=True)
     tour.compare("fruit", ("accuracy", "f1_macro"), tuned, scratch)
-    photograph = _photograph(tour.folder / "pear.png", "pear", height=96, width=96)
+    photograph = _photograph(tour.folder / "pear.png", "pear", height=240, width=240)
     prediction = tour.picture(tuned, photograph, "fruit.png")
     tour.table("kind", "probability", rows=[(prediction.label, prediction.score)])
 
@@ -103,8 +103,8 @@ def object_detection(tour: Tour) -> None:
     tour.step("Pictures of tables, with a box around each fruit")
     task = "object-detection"
     tour.create("tables", orchard.write_coco(tour.folder / "tables"), task)
-    tuned = tour.tune("tables", task, "tables", VISION)
-    scratch = tour.tune("tables-scratch", task, "tables", VISION, from_scratch=True)
+    tuned = tour.tune("tables", task, "tables", VISION, epochs=10)
+    scratch = tour.tune("tables-scratch", task, "tables", VISION, epochs=10, from_scratch=True)
     tour.compare("tables", ("map_50", "map"), tuned, scratch)
     photograph = _photograph(tour.folder / "table.png", *orchard.KINDS, "pear")
     prediction = tour.picture(tuned, photograph, "boxes.png")
@@ -123,8 +123,8 @@ def semantic_segmentation(tour: Tour) -> None:
     tour.step("Pictures of tables, with a mask of each kind of fruit")
     task = "semantic-segmentation"
     tour.create("masks", orchard.write_masks(tour.folder / "masks"), task)
-    tuned = tour.tune("masks", task, "masks", VISION)
-    scratch = tour.tune("masks-scratch", task, "masks", VISION, from_scratch=True)
+    tuned = tour.tune("masks", task, "masks", VISION, epochs=10)
+    scratch = tour.tune("masks-scratch", task, "masks", VISION, epochs=10, from_scratch=True)
     tour.compare("masks", ("miou", "pixel_accuracy"), tuned, scratch)
     photograph = _photograph(tour.folder / "bowl.png", *orchard.KINDS)
     prediction = tour.picture(tuned, photograph, "masks.png")
@@ -144,7 +144,7 @@ FIRST = ("text-classification", "recommendation")
 """The stops of a short visit."""
 
 
-def _photograph(path: Path, *kinds: str, height: int = 128, width: int = 160) -> Path:
+def _photograph(path: Path, *kinds: str, height: int = 320, width: int = 400) -> Path:
     """Draws a fresh picture of fruit of these kinds."""
     import numpy as np
     from PIL import Image
@@ -152,6 +152,6 @@ def _photograph(path: Path, *kinds: str, height: int = 128, width: int = 160) ->
     from luthier_demo import orchard
 
     radius = (0.3, 0.42) if len(kinds) == 1 else (0.14, 0.22)
-    scene = orchard.draw(np.random.default_rng(99), height, width, list(kinds), radius)
+    scene = orchard.draw(np.random.default_rng(98), height, width, list(kinds), radius)
     Image.fromarray(scene.image).save(path)
     return path
