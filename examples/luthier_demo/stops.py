@@ -23,10 +23,7 @@ NEW_REVIEWS = (
 READER = "r0017"
 SIMILAR_TO = "The Salt Gate"
 HISTORY = ("Perihelion", "Airlock Nine", "Scrap Star")
-NEW_LETTER = (
-    "Mr Okonjo of Halcyon Rail wants to be in Tromsø before Monday. Is there still a bed on the ferry, "
-    "asks Greta Lindqvist?"
-)
+NEW_LETTER = "Mr Okonjo of Halcyon Rail wants to be in Tromsø before Monday, asks Greta Lindqvist."
 VISION, TEXT = "luthier-vision", "luthier-text"
 """Luthier's own small bases, which need no network."""
 
