@@ -22,7 +22,7 @@ import pyarrow as pa
 from bootstrap import interval
 from cases import CASES, Case
 from page import page
-from runs import OTHER, TUNED, Run, Workshop
+from runs import OTHER, TIMED, TUNED, Run, Workshop
 
 ROOT = Path(__file__).parent.parent.parent
 SHARED = Path(os.environ.get("LUTHIER_REALDATA", ROOT.parent / "shared"))
@@ -53,13 +53,14 @@ def main() -> None:
 
 
 def planned(cases: Iterable[Case], seeds: int) -> Iterable[Run]:
-    """The runs in the order of their worth: first each case with one seed, then what it is compared with."""
+    """The runs in the order of their worth: one seed of each case, timings, what it is compared with, more seeds."""
     cases = list(cases)
+    timed = (Run(case, TIMED, 0) for case in cases if case.base)
 
     def runs(start: str, seed: int) -> Iterable[Run]:
         return (Run(case, start, seed, fold) for case in cases for fold in range(case.folds))
 
-    return chain(runs(TUNED, 0), runs(OTHER, 0), *(runs(TUNED, seed) for seed in range(1, seeds)))
+    return chain(runs(TUNED, 0), timed, runs(OTHER, 0), *(runs(TUNED, seed) for seed in range(1, seeds)))
 
 
 def summary(workshop: Workshop, case: Case) -> dict[str, Any] | None:
@@ -68,6 +69,7 @@ def summary(workshop: Workshop, case: Case) -> dict[str, Any] | None:
     if not tuned:
         return None
     other = pooled(workshop, case, OTHER, 0)
+    timed = workshop.record(Run(case, TIMED, 0)) or {}
     task = workshop.task(case)
     metrics: list[dict[str, Any]] = []
     for peer in case.peers:
@@ -87,8 +89,11 @@ def summary(workshop: Workshop, case: Case) -> dict[str, Any] | None:
         "metrics": metrics,
         "primary": task.primary_metric,
         **{key: first[key] for key in ("training_s", "source", "served", "predictions", "changed")},
-        **{key: first[key] for key in ("eager_ms", "onnx_ms", "int8") if key in first},
+        **{key: timed[key] for key in ("eager_ms", "onnx_ms") if key in timed},
     }
+    if "int8" in first:
+        times = {key: value for key, value in timed.get("int8", {}).items() if key.endswith("_ms")}
+        found["int8"] = first["int8"] | times
     return found
 
 

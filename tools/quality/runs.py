@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ from luthier.worker.child import SHORT_SPIN
 from luthier.worker.quantize import NotQuantisable, quantise
 from luthier.worker.trainer_process import collect, commission, read_messages, write_messages
 
-TUNED, OTHER = "tuned", "other"
+TUNED, OTHER, TIMED = "tuned", "other", "timed"
+"""Trained by the defaults; what that is compared with; trained for an epoch to be timed, which weights do not change."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class Workshop:
         }
         if (target / "speed.json").exists():
             record |= json.loads((target / "speed.json").read_text(encoding="utf-8"))
-        if run.start == TUNED and run.seed == 0 and run.fold == 0:
+        if run.start != OTHER and run.seed == 0 and run.fold == 0:
             record["int8"] = _int8(run, task, data, test, instances, target)
         (target / "record.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
         shutil.rmtree(target / "run")
@@ -141,10 +142,12 @@ def _import(architecture: str, weights: Path, target: Path) -> None:
 
 def _train(run: Run, task: Task, data: Path, base: Path | None, instances: Sequence[Message], target: Path) -> None:
     """Runs the trainer process to its end, and shows its progress."""
-    config = ParseDict(dict(run.case.other) if run.start == OTHER else {}, task.config())
+    settings: dict[str, Mapping[str, object]] = {TUNED: {}, OTHER: run.case.other, TIMED: {"epochs": 1}}
+    config = ParseDict(dict(settings[run.start]), task.config())
     fields.resolve(config)
     commission(target, task, config, data, base, run.seed, instances)
-    _child([str(Path(__file__).with_name("trainer.py"))], target, lambda lines: _show(run, lines))
+    trainer = [str(Path(__file__).with_name("trainer.py"))] if run.start == TIMED else ["-m", "luthier.worker.trainer"]
+    _child(trainer, target, lambda lines: _show(run, lines))
 
 
 def _child(program: list[str], directory: Path, listen: Callable[[Iterator[str]], None]) -> None:

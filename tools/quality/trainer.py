@@ -29,8 +29,6 @@ INSTANCES = 40
 
 def main(directory: Path, pipe: int) -> int:
     task = plugins.load().task(json.loads((directory / "spec.json").read_text(encoding="utf-8"))["task"])
-    if task.id == "recommendation":  # It is trained without torch.
-        return trainer.main(directory, pipe)
     from luthier.toolkit import export
 
     exported: list[Any] = []
