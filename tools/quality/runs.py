@@ -29,7 +29,7 @@ from luthier.worker.quantize import NotQuantisable, quantise
 from luthier.worker.trainer_process import collect, commission, read_messages, write_messages
 
 TUNED, OTHER, TIMED = "tuned", "other", "timed"
-"""Trained by the defaults; what that is compared with; trained for an epoch to be timed, which weights do not change."""
+"""Trained by the defaults; what that is compared with; trained for an epoch and timed, whatever the weights."""
 
 
 @dataclass(frozen=True)
