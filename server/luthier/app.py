@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import signal
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -55,6 +56,10 @@ _OPTIONS = {
     "grpc.http2.min_ping_interval_without_data_ms": 20_000,
     "grpc.keepalive_permit_without_calls": 1,
 }
+
+
+class CannotListen(Exception):
+    """The address is taken by another process, or none of this machine."""
 
 
 class App:
@@ -121,9 +126,16 @@ class App:
         return server, names
 
     def start(self) -> int:
-        """Binds the port, loads every model that has an alias, then says SERVING. Returns the port."""
+        """Binds the port, loads every model that has an alias, then says SERVING. Returns the port.
+
+        Raises CannotListen.
+        """
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        port: int = self._server.add_insecure_port(self._settings.listen)
+        try:
+            port: int = self._server.add_insecure_port(self._settings.listen)
+        except RuntimeError as error:
+            message = f"cannot listen on {self._settings.listen}: another process has it, or it is not of this machine"
+            raise CannotListen(message) from error
         self._server.start()
         self._pool.refresh()
         self._revisions.start()
@@ -153,12 +165,16 @@ _SERVICES = ("Task", "Base", "Dataset", "Model", "Evaluation", "Prediction", "Op
 
 
 def run(settings: Settings) -> int:
-    """Serves until SIGTERM or SIGINT."""
+    """Serves until SIGTERM or SIGINT, and returns an exit status: 0, or 1 where it cannot listen."""
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
     app = App(settings)
-    port = app.start()
+    try:
+        port = app.start()
+    except CannotListen as error:
+        print(f"luthier serve: {error}; choose another with --listen", file=sys.stderr)
+        return 1
     host = settings.listen.rpartition(":")[0]
     print(f"listening on {host}:{port}", flush=True)
     # What is there now stays; the collector need not look at it again.

@@ -286,6 +286,12 @@ def test_serve_hands_over_to_the_server() -> None:
     assert "--insecure" in refused.stderr
 
 
+def test_serve_on_an_address_that_is_taken_says_so(server: Server, tmp_path: Path) -> None:
+    refused = python("-m", "luthier", "--home", str(tmp_path / "home"), "--listen", server.address)
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[-1].startswith(f"luthier serve: cannot listen on {server.address}: ")
+
+
 def test_serve_without_the_extra_says_which_to_install() -> None:
     script = (
         "import sys, importlib.util as util; from luthier_client import main, server\n"
