@@ -90,7 +90,7 @@ CASES = (
         task="entity-recognition",
         base=MINILM,
         folder="ner-wnut17",
-        peers=(Peer("f1", 0.0, 0.0),),
+        peers=(Peer("f1", 0.411, 0.411),),
         note="emerging names in posts, 6 types; parts as published",
         files={
             "train": "wnut17train.conll",
