@@ -125,7 +125,8 @@ def _of_width(sentences: Sequence[Sentence], width: int, problems: Problems) -> 
             if len(cells) == width:
                 kept.add(row, cells)
             else:
-                problems.add(row, "", f"the line has {len(cells)} column{'s'[: len(cells) != 1]} where most have {width}")
+                plural = "s" if len(cells) != 1 else ""
+                problems.add(row, "", f"the line has {len(cells)} column{plural} where most have {width}")
         yield kept
 
 

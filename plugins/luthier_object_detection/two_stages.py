@@ -78,7 +78,8 @@ class TwoStages(Detector):
         rpn = self.core.rpn
         objectness, moves = rpn.head(features)
         boxes, scores = [], []
-        for level_scores, level_moves, anchors in zip(objectness, moves, torch.split(self.anchors, self.places), strict=True):
+        levels = zip(objectness, moves, torch.split(self.anchors, self.places), strict=True)
+        for level_scores, level_moves, anchors in levels:
             flat_scores = level_scores.permute(0, 2, 3, 1).flatten(1).sigmoid()
             flat_moves = level_moves.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3)
             best, places = flat_scores.topk(min(rpn._pre_nms_top_n["testing"], len(anchors)), 1)
