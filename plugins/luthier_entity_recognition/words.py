@@ -1,10 +1,10 @@
 """Words: what tags are given to, and so where entities may begin and end.
 
-A word is a run of letters, digits and underscores with the marks that belong to them. Joined, it goes on over a single
-hyphen, apostrophe, full stop, `&` or `@` within and takes along a `@` or `#` before it, and a web address is one
-word: a tag for each piece of handles and addresses would be many lessons that there is no name in them. In scripts that
-are written without spaces each character is a word, and so is each other character that is not white space. Offsets
-count Unicode code points.
+A word is a run of letters, digits and underscores with the marks that belong to them. In scripts that are written
+without spaces each character is a word, and so is each other character that is not white space. Where words are joined,
+a word goes on over a single hyphen, apostrophe, full stop, `&` or `@` within and takes along a `@` or `#` before it; a
+web address is one word, and so is one character of punctuation repeated: a tag for each of their pieces would be many
+lessons that there is no name in them. Offsets count Unicode code points.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ MAX_CUT = 0.01
 """Share of the entities that joined words may cut into before words are no longer joined."""
 
 _ADDRESS = "(?:https?|ftp)://[!-~]*[0-9A-Za-z/]"
+_REPEATED = r"([^\w\s])\1++"
 _UNSPACED = (
     "\u0e00-\u0eff"  # Thai and Lao
     "\u0f00-\u0fff"  # Tibetan
@@ -74,7 +75,7 @@ def _pattern(joined: bool) -> re.Pattern[str]:
     marks = f"[{_marks()}]*+"
     run = f"(?:[^\\W{_UNSPACED}]++{marks})++"
     if joined:
-        run = f"{_ADDRESS}|[@#]?{run}(?:[{re.escape(JOINERS)}]{run})*+"
+        run = f"{_ADDRESS}|[@#]?{run}(?:[{re.escape(JOINERS)}]{run})*+|{_REPEATED}{marks}"
     return re.compile(f"{run}|\\S{marks}")
 
 
