@@ -10,15 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from luthier import datasets, images
+from boxed_images import PNG
+from luthier import datasets
 from luthier.errors import InvalidArgument
 from luthier.task import DataFile
 from luthier.tasks.object_detection.v1 import object_detection_pb2 as pb
+from luthier.toolkit.backbones import Base
 from luthier.v1.dataset_pb2 import Split
 from luthier_object_detection import ObjectDetection
 from luthier_object_detection.codec import ObjectDetectionCodec
 
-PNG = images.encode_png(np.full((40, 60, 3), 99, dtype=np.uint8))
+
+def bare(architecture: str, weights: str = "") -> Base:
+    """A detector of torchvision as a base."""
+    half = (0.5, 0.5, 0.5)
+    return Base(id="ours", library="torchvision", architecture=architecture, weights=weights, mean=half, std=half)
 
 
 @pytest.mark.parametrize(
@@ -28,10 +34,9 @@ def test_boxes_and_scores_are_torchvisions(architecture: str, tmp_path: Path) ->
     import torch
     from torchvision.models.detection.image_list import ImageList
 
-    from luthier.toolkit.backbones import Base
     from luthier_object_detection.creation import create
 
-    base = Base(id="a", library="torchvision", architecture=architecture, weights="", mean=(0.5,) * 3, std=(0.5,) * 3)
+    base = bare(architecture)
     torch.manual_seed(0)
     detector = create(base, tmp_path, 3, (64, 96), pretrained=False, freeze=True).eval()
     core: Any = detector.core
@@ -73,17 +78,9 @@ def two_stages(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Faster R-CNN with random weights, and statistics of drawn images so that its features differ by place."""
     import torch
 
-    from luthier.toolkit.backbones import Base
     from luthier_object_detection.creation import create
 
-    base = Base(
-        id="a",
-        library="torchvision",
-        architecture="fasterrcnn_mobilenet_v3_large_320_fpn",
-        weights="",
-        mean=(0.5,) * 3,
-        std=(0.5,) * 3,
-    )
+    base = bare("fasterrcnn_mobilenet_v3_large_320_fpn")
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("base")
     detector = create(base, folder, 3, (96, 128), pretrained=False, freeze=True).train()
@@ -168,19 +165,11 @@ def test_a_checkpoint_of_other_classes_is_taken_and_one_that_lacks_layers_is_not
     from safetensors.torch import save_file
     from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 
-    from luthier.toolkit.backbones import Base
     from luthier_object_detection.creation import create
 
     state = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=5).state_dict()
     save_file(state, tmp_path / "w.safetensors")
-    base = Base(
-        id="ours",
-        library="torchvision",
-        architecture="ssdlite320_mobilenet_v3_large",
-        weights="w.safetensors",
-        mean=(0.5,) * 3,
-        std=(0.5,) * 3,
-    )
+    base = bare("ssdlite320_mobilenet_v3_large", "w.safetensors")
     detector = create(base, tmp_path, 2, (64, 64), pretrained=True, freeze=True)
     ours = detector.core.state_dict()
     different = [
@@ -199,7 +188,6 @@ def test_a_checkpoint_of_other_classes_is_taken_and_one_that_lacks_layers_is_not
 
 
 def test_a_backbone_of_one_size_is_refused(tmp_path: Path) -> None:
-    from luthier.toolkit.backbones import Base
     from luthier_object_detection.creation import create
 
     base = Base(
