@@ -100,6 +100,15 @@ def _collect(lines: Iterator[str], log: list[str]) -> None:
     log.extend(lines)
 
 
+def children(pid: int) -> list[int]:
+    """All living descendants of a process."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in map(int, (task / "children").read_text(encoding="utf-8").split()):
+            found += [child, *children(child)]
+    return found
+
+
 def status_of(error: grpc.RpcError) -> status_pb2.Status:
     """The google.rpc.Status of a failed call."""
     status = rpc_status.from_call(error)

@@ -143,7 +143,7 @@ def fine_tune(run: Run) -> Model:
         *decay_matrices(tagger.head, config.head_learning_rate, config.weight_decay),
     ]
     batches = partial(length_buckets, lengths, config.batch_size, random)
-    fit(run, tagger, groups, recipe, len(windows), batches, loss, validate if any(truth) else None)
+    fit(run, tagger, groups, recipe, len(windows), batches, loss, validate if any(truth) else None, random)
     return model
 
 

@@ -133,7 +133,8 @@ def fine_tune(run: Run) -> Model:
         *decay_matrices(fresh, config.head_learning_rate, config.weight_decay),
     ]
     batches = partial(shuffled_batches, len(train.targets), config.batch_size, random)
-    fit(run, detector, groups, recipe, len(train.targets), batches, loss, validate if validation.targets else None)
+    judge = validate if validation.targets else None
+    fit(run, detector, groups, recipe, len(train.targets), batches, loss, judge, random)
     model = replace(model, score_threshold=_fitting_threshold(run, model, validation))
     run.figures |= {"image_height": size[0], "image_width": size[1], "score_threshold": model.score_threshold}
     return model

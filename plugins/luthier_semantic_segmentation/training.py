@@ -146,6 +146,7 @@ def fine_tune(run: Run) -> Model:
         lambda: shuffled_batches(count, config.batch_size, random),
         loss,
         (lambda beat: _validate(model, validation, beat)) if len(validation.pixels) else None,
+        random,
     )
     return model
 

@@ -134,7 +134,8 @@ def fine_tune(run: Run) -> Model:
         *decay_matrices(classifier.head, config.head_learning_rate, config.weight_decay),
     ]
     batches = partial(length_buckets, tokens.lengths, config.batch_size, random)
-    fit(run, classifier, groups, recipe, len(targets), batches, loss, validate if len(validation_targets) else None)
+    judge = validate if len(validation_targets) else None
+    fit(run, classifier, groups, recipe, len(targets), batches, loss, judge, random)
     return model
 
 

@@ -77,7 +77,7 @@ class App:
         self._operations = Operations(self._database)
         self._pool = ModelPool(self._registry, self._store, self._plugins)
         self._revisions = Revisions(self._database, settings.poll_s, self._pool.refresh)
-        self._supervisor = Supervisor(settings, self._operations)
+        self._supervisor = Supervisor(settings, self._operations, self._store)
         # Its other form answers by a callback, which no interceptor understands.
         self._health = health.HealthServicer(experimental_non_blocking=False)
         self._control = ThreadPoolExecutor(settings.control_threads, thread_name_prefix="control")

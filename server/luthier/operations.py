@@ -38,7 +38,8 @@ Request: TypeAlias = (
 """What starts an operation; each has a `request_id`."""
 
 MAX_FAULTS = 3
-"""After so many attempts that ended without a word, such as by a killed process, an operation fails."""
+"""After so many attempts in turn that ended without a word, such as by a killed process, and saved nothing that a next
+one could go on from, an operation fails."""
 
 OPEN = (OperationMetadata.STATE_PENDING, OperationMetadata.STATE_RUNNING)
 
@@ -158,6 +159,11 @@ class Operations:
             _row(connection, id)
             return [operation_pb2.OperationEvent.FromString(row.record) for row in connection.execute(query)]
 
+    def open(self) -> set[str]:
+        """The ids of all operations that have not ended."""
+        with self._database.read() as connection:
+            return set(connection.execute(sa.select(operations.c.id).where(operations.c.state.in_(OPEN))).scalars())
+
     # Doing it.
 
     def claim(self, kinds: Iterable[Kind], lease_s: float) -> Claim | None:
@@ -183,7 +189,10 @@ class Operations:
                 return None
             faults = row.faults + (row.state == OperationMetadata.STATE_RUNNING)
             if faults >= MAX_FAULTS:
-                error = Unavailable(f"gave up: {faults} workers in turn died or fell silent at it")
+                error = Unavailable(
+                    f"gave up: {faults} workers in turn died or fell silent at it; where the kernel ended them for "
+                    "want of memory, a smaller batch helps"
+                )
                 _end(connection, row, OperationMetadata.STATE_FAILED, error=error.status())
                 return None
             _update(
@@ -219,6 +228,8 @@ class Operations:
                 if event.HasField("progress"):
                     _update(connection, claim.operation, progress=event.progress.SerializeToString())
                     break
+            if any(event.HasField("checkpoint") for event in happened):
+                _update(connection, claim.operation, faults=0)
             _append(connection, claim.operation, happened)
 
     def succeed(self, connection: sa.Connection, claim: Claim, response: Message) -> None:

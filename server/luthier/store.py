@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable, Container
 from pathlib import Path
 
 
@@ -37,12 +38,31 @@ class Store:
         return self.home / "bases"
 
     def work(self, operation: str, attempt: int) -> Path:
-        """A folder for one attempt at an operation; what earlier attempts left behind goes."""
-        for former in (self.home / "work").glob(f"{operation}-*"):
-            shutil.rmtree(former, ignore_errors=True)
+        """A folder for one attempt at an operation. Of an earlier attempt its `run` stays: where a training stood.
+
+        It is moved, so that a former attempt that still lives can no longer write there.
+        """
         directory = self.home / "work" / f"{operation}-{attempt}"
-        directory.mkdir(parents=True)
+        directory.mkdir()
+        for former in sorted((self.home / "work").glob(f"{operation}-*"), key=_attempt, reverse=True):
+            if former != directory:
+                if (former / "run").is_dir() and not (directory / "run").exists():
+                    (former / "run").rename(directory / "run")
+                shutil.rmtree(former, ignore_errors=True)
         return directory
+
+    def clear(self, is_open: Callable[[], Container[str]]) -> None:
+        """Removes the folders of attempts at operations that have ended: all but those that `is_open` returns."""
+        folders = list((self.home / "work").iterdir())
+        # Asked after the folders were listed: whatever began since is not among them.
+        still = is_open()
+        for folder in folders:
+            if folder.name.rpartition("-")[0] not in still:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _attempt(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])
 
 
 def publish(source: Path, target: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -14,6 +13,7 @@ import structlog
 
 from luthier.operations import Claim, Kind, Operations
 from luthier.settings import Settings
+from luthier.store import Store
 from luthier.v1.operation_pb2 import OperationMetadata
 
 log = structlog.get_logger()
@@ -32,9 +32,10 @@ class Lane:
 class Supervisor:
     """Claims operations while there are free places, on a thread of its own."""
 
-    def __init__(self, settings: Settings, operations: Operations) -> None:
+    def __init__(self, settings: Settings, operations: Operations, store: Store) -> None:
         self._settings = settings
         self._operations = operations
+        self._store = store
         small = (
             OperationMetadata.KIND_CREATE_DATASET,
             OperationMetadata.KIND_EVALUATE,
@@ -50,7 +51,8 @@ class Supervisor:
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
 
     def start(self) -> None:
-        """Begins to take up operations."""
+        """Begins to take up operations, once what ended ones left behind is gone."""
+        self._store.clear(self._operations.open)
         self._thread.start()
 
     def stop(self) -> None:
@@ -60,7 +62,6 @@ class Supervisor:
         for claim, process in self._running.items():
             process.kill()
             process.wait()
-            self._clean(claim)
             self._operations.release(claim, lost=False)
 
     def _run(self) -> None:
@@ -100,11 +101,7 @@ class Supervisor:
             if process.poll() is None:
                 continue
             log.info("worker ended", operation=claim.operation, attempt=claim.attempt, status=process.returncode)
-            self._clean(claim)
             self._operations.release(claim, lost=True)
+            self._store.clear(self._operations.open)
             # Only now: where the database was away, the next look tries again.
             del self._running[claim]
-
-    def _clean(self, claim: Claim) -> None:
-        folder = self._settings.home / "work" / f"{claim.operation}-{claim.attempt}"
-        shutil.rmtree(folder, ignore_errors=True)

@@ -175,11 +175,13 @@ class Run:
     """Files of the base, or of the bundle of an earlier version; None where a task starts from nothing."""
     seed: int
     directory: Path
-    """For checkpoints and other files of this run."""
+    """For checkpoints and other files of this run. Another attempt at it finds what the last one left there."""
     device: str = "cpu"
     emit: Callable[[dict[str, Any]], None] = lambda event: None
-    """Takes progress and metrics as plain dictionaries."""
+    """Takes an OperationEvent in its JSON form: a progress, metrics, a message or a checkpoint."""
     cancelled: Callable[[], bool] = lambda: False
+    checkpoint_s: float = 60.0
+    """Least seconds between two saves of where the training stands."""
     warm_start: bool = False
     """True where `base` is the bundle of an earlier version of a model, not an entry of the catalogue."""
     figures: dict[str, float] = field(default_factory=dict)
@@ -187,12 +189,13 @@ class Run:
 
     _stage: str = field(default="", init=False)
     _started: float = field(default=0.0, init=False)
-    _first_step: int = field(default=0, init=False)
+    _first: tuple[int, int] = field(default=(0, 0), init=False)
 
     def report(self, step: int, total: int, *, stage: str = "training", examples: int = 0, **metrics: float) -> None:
         """Says that `step` of `total` steps of a stage are done, and what was measured at it.
 
-        `examples` is the number of examples done in the stage so far; throughput and remaining time follow from it.
+        `examples` is the number of examples done in the stage so far; throughput and remaining time follow from what
+        was done since the first report of the stage.
         Raises Cancelled where the operation was cancelled.
         """
         from luthier.errors import Cancelled
@@ -201,11 +204,11 @@ class Run:
             raise Cancelled("the operation was cancelled")
         now = time.monotonic()
         if stage != self._stage:
-            self._stage, self._started, self._first_step = stage, now, step
-        seconds, done = now - self._started, step - self._first_step
+            self._stage, self._started, self._first = stage, now, (step, examples)
+        seconds, done = now - self._started, step - self._first[0]
         progress: dict[str, Any] = {"stage": stage, "step": step, "total": total}
         if seconds > 0:
-            progress["examples_per_s"] = examples / seconds
+            progress["examples_per_s"] = (examples - self._first[1]) / seconds
             if done > 0:
                 progress["remaining_s"] = seconds / done * (total - step)
         self.emit({"progress": progress})

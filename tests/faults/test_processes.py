@@ -15,7 +15,7 @@ from google.rpc import code_pb2
 from luthier.tasks.recommendation.v1 import recommendation_pb2 as recommendation
 from luthier.tasks.recommendation.v1 import recommendation_pb2_grpc as recommendation_grpc
 from luthier.v1 import model_pb2, model_pb2_grpc, operation_pb2, operation_pb2_grpc
-from support import Server, create_dataset, fine_tune, interactions, serving, status_of
+from support import Server, children, create_dataset, fine_tune, interactions, serving, status_of
 
 # Some seconds of work that ends by itself.
 LONG = recommendation.Config(algorithm=recommendation.ALGORITHM_BPR, factors=64, regularization=0.01, iterations=4000)
@@ -35,15 +35,6 @@ def until_training(server: Server, operation: operations_pb2.Operation) -> None:
         if event.HasField("progress") and event.progress.stage == "training":
             return
     pytest.fail("the training was over before it was seen")
-
-
-def children(pid: int) -> list[int]:
-    """All living descendants of a process."""
-    found = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in map(int, (task / "children").read_text(encoding="utf-8").split()):
-            found += [child, *children(child)]
-    return found
 
 
 def test_a_killed_worker_is_replaced_and_publishes_once(tmp_path: Path) -> None:

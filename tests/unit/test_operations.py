@@ -13,7 +13,7 @@ from luthier.database import HEAD, Database, metadata
 from luthier.errors import AlreadyExists, InvalidArgument
 from luthier.operations import MAX_FAULTS, LeaseLost, Operations
 from luthier.v1 import dataset_pb2
-from luthier.v1.operation_pb2 import OperationEvent, OperationMetadata
+from luthier.v1.operation_pb2 import Checkpoint, OperationEvent, OperationMetadata
 
 KIND = OperationMetadata.KIND_CREATE_DATASET
 REQUEST = dataset_pb2.CreateDatasetRequest(dataset_id="x")
@@ -101,6 +101,20 @@ def test_a_stale_attempt_can_neither_publish_nor_speak(operations: Operations, d
     with pytest.raises(LeaseLost), database.write() as connection:
         operations.succeed(connection, fresh, RESPONSE)
     assert state(operations, fresh.operation).state == OperationMetadata.STATE_SUCCEEDED
+
+
+def test_an_attempt_that_saved_where_it_stood_is_no_fault(operations: Operations) -> None:
+    operations.submit(KIND, "models/x", REQUEST)
+    saved = OperationEvent(checkpoint=Checkpoint(step=7))
+    for attempt in range(1, 3 * MAX_FAULTS):
+        claim = operations.claim([KIND], lease_s=-1)
+        assert claim is not None
+        assert claim.attempt == attempt
+        operations.emit(claim, [saved])
+    for _ in range(MAX_FAULTS - 1):
+        assert operations.claim([KIND], lease_s=-1)
+    assert operations.claim([KIND], lease_s=-1) is None
+    assert operations.get(claim.operation).done
 
 
 def test_an_operation_whose_workers_die_fails_in_the_end(operations: Operations) -> None:

@@ -214,8 +214,58 @@ def fit_line(directory: Path, scores: list[float] | None, *, rate: float = 0.1, 
         lambda: shuffled_batches(32, 8, random),
         loss,
         validate if scores else None,
+        random,
     )
     return line, run
+
+
+class Killed(Exception):
+    """Stands for a signal that no process can catch."""
+
+
+def fit_noisy(directory: Path, die_at: int) -> tuple[list[torch.Tensor], list[int], list[dict[str, Any]]]:
+    """Trains with dropout, batch normalisation and noise, and dies after the given number of steps.
+
+    Returns the weights, the steps that were taken, and what was said.
+    """
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 1))
+    x, random = torch.linspace(-1, 1, 128).reshape(32, 4), np.random.default_rng(0)
+    said: list[dict[str, Any]] = []
+    run = Run(parts={}, config=None, base=None, seed=0, directory=directory, checkpoint_s=0.0, emit=said.append)
+    taken: list[int] = []
+
+    def loss(indices: np.ndarray) -> torch.Tensor:
+        noise = torch.from_numpy(random.normal(size=(len(indices), 4))).float()
+        taken.append(said[-1]["checkpoint"]["step"])
+        if taken[-1] == die_at:
+            raise Killed
+        return (net(x[indices] + noise) - x[indices].sum(1, keepdim=True)).pow(2).mean()
+
+    def validate(beat: Beat) -> Validation:
+        return Validation(-float((net(x) - x.sum(1, keepdim=True)).pow(2).mean()), 0.0)
+
+    recipe = Recipe(epochs=6, batch_size=5, warmup=0.1, patience=4)
+    groups = decay_matrices(net, 0.05, 0.1)
+    fit(run, net, groups, recipe, 32, lambda: shuffled_batches(32, 5, random), loss, validate, random)
+    return [*net.state_dict().values()], taken, said
+
+
+def test_a_training_that_was_killed_goes_on_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("luthier.toolkit.checkpoint.LEAST_SHARE", 0)
+    for name in ("undisturbed", "disturbed"):
+        (tmp_path / name).mkdir()
+    expected, taken, _ = fit_noisy(tmp_path / "undisturbed", -1)
+    assert taken == list(range(42))
+    for die_at in (1, 6, 7, 8, 20):
+        with pytest.raises(Killed):
+            fit_noisy(tmp_path / "disturbed", die_at)
+    found, taken, said = fit_noisy(tmp_path / "disturbed", -1)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert taken == list(range(20, 42))
+    assert said[0] == {"message": "goes on after step 20 of 42"}
 
 
 @pytest.mark.parametrize("decay", ["linear", "cosine"])

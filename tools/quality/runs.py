@@ -28,6 +28,7 @@ from luthier.worker.child import SHORT_SPIN
 from luthier.worker.quantize import NotQuantisable, quantise
 from luthier.worker.trainer_process import collect, commission, read_messages, write_messages
 
+CHECKPOINT_S = 60.0
 TUNED, OTHER, TIMED = "tuned", "other", "timed"
 """Trained by the defaults; what that is compared with; trained for an epoch and timed, whatever the weights."""
 
@@ -145,7 +146,7 @@ def _train(run: Run, task: Task, data: Path, base: Path | None, instances: Seque
     settings: dict[str, Mapping[str, object]] = {TUNED: {}, OTHER: run.case.other, TIMED: {"epochs": 1}}
     config = ParseDict(dict(settings[run.start]), task.config())
     fields.resolve(config)
-    commission(target, task, config, data, base, run.seed, instances)
+    commission(target, task, config, data, base, run.seed, instances, CHECKPOINT_S)
     trainer = [str(Path(__file__).with_name("trainer.py"))] if run.start == TIMED else ["-m", "luthier.worker.trainer"]
     _child(trainer, target, lambda lines: _show(run, lines))
 

@@ -1,10 +1,11 @@
 """The loop that all fine-tunes in PyTorch share: steps of AdamW, validation after each epoch, the checkpoint to keep.
 
 What differs between tasks comes in as functions: which examples make a batch, what its loss is, how good the model is.
+From time to time the loop saves where it stands. An attempt that finds what an earlier one saved goes on from there, to
+the same weights bit by bit where the sums are taken in the same order, as on one thread.
 """
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from luthier.task import Run
-from luthier.toolkit.checkpoint import BestCheckpoint
+from luthier.toolkit.checkpoint import BestCheckpoint, SavedState
 from luthier.toolkit.optim import warm_up_then_decay
 from luthier.toolkit.precision import autocast
 from luthier.toolkit.progress import Progress
@@ -60,13 +61,15 @@ def fit(
     batches: Callable[[], Iterator[np.ndarray]],
     loss: Callable[[np.ndarray], torch.Tensor],
     validate: Callable[[Beat], Validation] | None,
+    random: np.random.Generator,
 ) -> None:
     """Trains a module in place, and leaves it in evaluation mode with the weights of the checkpoint that is kept.
 
     `groups` are AdamW's parameter groups. `batches` gives one epoch's batches, ceil(num_examples / batch_size) arrays
     of the indices of examples; `loss` computes the mean loss of one, within autocast where the recipe is in bfloat16.
-    Where there is nothing to validate on, every epoch is trained and the last weights are kept. Figures of the training
-    go to `run.figures`. Raises Cancelled, and FailedPrecondition where the loss is no longer a number.
+    `random` is the generator that both draw from, if they do. Where there is nothing to validate on, every epoch is
+    trained and the last weights are kept. Figures of the training go to `run.figures`. Raises Cancelled, and
+    FailedPrecondition where the loss is no longer a number.
     """
     device = torch.device(run.device)
     steps = recipe.epochs * math.ceil(num_examples / recipe.batch_size)
@@ -74,7 +77,14 @@ def fit(
     schedule = warm_up_then_decay(optimizer, steps, recipe.warmup, recipe.decay)
     checkpoint = BestCheckpoint(module, run.directory, recipe.patience)
     progress = Progress(run, steps)
-    started = time.monotonic()
+    parts = {
+        "module": module,
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "checkpoint": checkpoint,
+        "progress": progress,
+    }
+    state = SavedState(run.directory, run.checkpoint_s, parts, random)
 
     def judged(validate: Callable[[Beat], Validation]) -> Validation:
         module.eval()
@@ -84,11 +94,19 @@ def fit(
         return validation
 
     epoch = 0
+    first, rest = state.load() or (1, [])
+    if progress.step:
+        run.emit({"message": f"goes on after step {progress.step} of {steps}"})
+    progress.report({})
     if validate is not None and not recipe.epochs:
         judged(validate)
-    for epoch in range(1, recipe.epochs + 1):
+    for epoch in range(first, recipe.epochs + 1):
         module.train()
-        for indices in batches():
+        order, rest = rest or list(batches()), []
+        for done, indices in enumerate(order):
+            if state.is_due():
+                state.save(epoch, order[done:])
+                run.emit({"checkpoint": {"step": progress.step}})
             with autocast(device, recipe.bfloat16):
                 step_loss = loss(indices)
             optimizer.zero_grad()
@@ -105,7 +123,7 @@ def fit(
     if checkpoint.epoch:
         checkpoint.restore()
     module.eval()
-    seconds = time.monotonic() - started
+    seconds = progress.seconds
     run.figures |= {
         "training_s": seconds,
         "examples_per_s": progress.examples / seconds,

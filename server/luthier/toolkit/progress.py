@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -22,8 +23,21 @@ class Progress:
         self._run = run
         self._total = total
         self._losses: list[torch.Tensor] = []
-        self._reported = time.monotonic()
-        run.report(0, total)
+        self._started = self._reported = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """How long it has taken so far, without what was lost between two attempts."""
+        return time.monotonic() - self._started
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far it is, and since when."""
+        return {"step": self.step, "examples": self.examples, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
+        """Goes on counting from there."""
+        self.step, self.examples = state_dict["step"], state_dict["examples"]
+        self._started = time.monotonic() - state_dict["seconds"]
 
     def advance(self, examples: int, loss: torch.Tensor) -> None:
         """Counts one optimiser step; from time to time reports the mean loss since the last report.

@@ -194,6 +194,7 @@ class OperationEvent(_message.Message):
     METRICS_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     DONE_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """From 1, without gaps within an operation."""
     state: Global___OperationMetadata.State.ValueType
@@ -216,6 +217,10 @@ class OperationEvent(_message.Message):
     def done(self) -> _operations_pb2.Operation:
         """It ended. The last event."""
 
+    @_builtins.property
+    def checkpoint(self) -> Global___Checkpoint:
+        """Where it stands was saved."""
+
     def __init__(
         self,
         *,
@@ -226,12 +231,13 @@ class OperationEvent(_message.Message):
         metrics: Global___Metrics | None = ...,
         message: _builtins.str = ...,
         done: _operations_pb2.Operation | None = ...,
+        checkpoint: Global___Checkpoint | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "event", b"event", "message", b"message", "metrics", b"metrics", "progress", b"progress", "state", b"state", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "done", b"done", "event", b"event", "message", b"message", "metrics", b"metrics", "progress", b"progress", "state", b"state", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "event", b"event", "message", b"message", "metrics", b"metrics", "progress", b"progress", "sequence", b"sequence", "state", b"state", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "done", b"done", "event", b"event", "message", b"message", "metrics", b"metrics", "progress", b"progress", "sequence", b"sequence", "state", b"state", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["state", "progress", "metrics", "message", "done"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["state", "progress", "metrics", "message", "done", "checkpoint"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -284,6 +290,28 @@ class Metrics(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Metrics: _TypeAlias = Metrics  # noqa: Y015
+
+@_typing.final
+class Checkpoint(_message.Message):
+    """Where a training stands was saved: an attempt after this one goes on from there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """Steps done."""
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Checkpoint: _TypeAlias = Checkpoint  # noqa: Y015
 
 @_typing.final
 class WatchOperationRequest(_message.Message):

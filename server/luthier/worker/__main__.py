@@ -16,6 +16,7 @@ from luthier.settings import Settings
 from luthier.store import Store
 from luthier.v1.operation_pb2 import OperationMetadata
 from luthier.worker import create_dataset, evaluate, fine_tune, import_base, process, pull_base
+from luthier.worker.child import ChildKilled
 from luthier.worker.job import Job, Tools
 
 log = structlog.get_logger()
@@ -57,6 +58,10 @@ def main(settings_json: str, operation: str, attempt: str, kind: str, parent: st
             operations.succeed(connection, claim, publish(connection))
     except LeaseLost as error:
         log.warning("result refused", operation=operation, attempt=claim.attempt, why=error.message)
+        return 1
+    except ChildKilled as error:
+        job.finish()
+        log.warning("to be taken up again", operation=operation, attempt=claim.attempt, why=str(error))
         return 1
     except Exception as error:  # Whatever happened, the operation must end with a reason.
         job.finish()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from google.rpc import status_pb2
 
-from luthier.errors import LuthierError, OutOfMemory, Unavailable
+from luthier.errors import LuthierError, Unavailable
 from luthier.worker.job import Job
 
 GRACE_S = 4.0
@@ -35,17 +35,22 @@ class ChildFailed(LuthierError):
         return self._status
 
 
+class ChildKilled(Exception):
+    """The child was killed from outside: another attempt goes on where it stood."""
+
+
 def run_child(job: Job, module: str, directory: Path, name: str) -> None:
     """Runs a module with a folder to read and write, and a pipe on which it says events, to its end.
 
-    `name` is what to call it. Raises Cancelled, the error that it left in `error.bin`, or one that says how it ended.
+    `name` is what to call it. Raises Cancelled, ChildKilled, the error that it left in `error.bin`, or one that says
+    how it ended.
     """
     code = _run(job, module, directory)
     job.check()
     if (directory / "error.bin").exists():
         raise ChildFailed(status_pb2.Status.FromString((directory / "error.bin").read_bytes()))
     if code == -signal.SIGKILL:
-        raise OutOfMemory(f"{name} was killed, most likely by the kernel for want of memory; try a smaller batch")
+        raise ChildKilled(f"{name} was killed")
     if code:
         raise Unavailable(f"{name} ended by {signal.Signals(-code).name if code < 0 else f'exit status {code}'}")
 

@@ -45,7 +45,7 @@ def _train(directory: Path, spec: dict[str, Any], pipe: int) -> None:
     task = plugins.load().task(spec["task"])
     trainer = task.trainer()
     parts = {name: part for name, part in datasets.load(Path(spec["data"])).items() if name != "test"}
-    (directory / "run").mkdir()
+    (directory / "run").mkdir(exist_ok=True)
     run = Run(
         parts=parts,
         config=task.config.FromString((directory / "config.bin").read_bytes()),
@@ -53,6 +53,7 @@ def _train(directory: Path, spec: dict[str, Any], pipe: int) -> None:
         warm_start=spec["warm_start"],
         seed=spec["seed"],
         directory=directory / "run",
+        checkpoint_s=spec["checkpoint_s"],
         emit=lambda event: print(json.dumps(event), file=said),
         cancelled=lambda: cancelled,
     )

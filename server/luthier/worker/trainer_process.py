@@ -36,8 +36,8 @@ def train(
     instances: Sequence[Message],
 ) -> Outcome:
     """Runs a trainer to its end. Raises Cancelled, or an error that says how it failed."""
-    warm_start = request.base.startswith("models/")
-    commission(job.directory, task, config, data, base, request.seed, instances, warm_start=warm_start)
+    interval, warm_start = job.tools.settings.checkpoint_s, request.base.startswith("models/")
+    commission(job.directory, task, config, data, base, request.seed, instances, interval, warm_start=warm_start)
     run_child(job, "luthier.worker.trainer", job.directory, "the trainer")
     return collect(job.directory, task)
 
@@ -50,6 +50,7 @@ def commission(
     base: Path | None,
     seed: int,
     instances: Sequence[Message],
+    checkpoint_s: float,
     *,
     warm_start: bool = False,
 ) -> None:
@@ -60,6 +61,7 @@ def commission(
         "base": str(base) if base else None,
         "warm_start": warm_start,
         "seed": seed,
+        "checkpoint_s": checkpoint_s,
         "parent": os.getpid(),
     }
     (directory / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
