@@ -10,7 +10,7 @@ import hashlib
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import sqlalchemy as sa
 from google.longrunning import operations_pb2
@@ -20,7 +20,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2, status_pb2
 
 from luthier.database import Database, bump, events, now, operations
-from luthier.errors import AlreadyExists, Cancelled, LuthierError, NotFound, Unavailable
+from luthier.errors import AlreadyExists, Cancelled, FailedPrecondition, LuthierError, NotFound, Unavailable
 from luthier.v1 import base_pb2, dataset_pb2, evaluation_pb2, model_pb2, operation_pb2
 from luthier.v1.operation_pb2 import OperationMetadata
 
@@ -41,7 +41,11 @@ MAX_FAULTS = 3
 """After so many attempts in turn that ended without a word, such as by a killed process, and saved nothing that a next
 one could go on from, an operation fails."""
 
-OPEN = (OperationMetadata.STATE_PENDING, OperationMetadata.STATE_RUNNING)
+WAITING = (OperationMetadata.STATE_PENDING, OperationMetadata.STATE_PAUSED)
+OPEN = (*WAITING, OperationMetadata.STATE_RUNNING)
+
+Wish: TypeAlias = Literal["", "cancel", "pause"]
+"""What someone asked of a running operation."""
 
 
 class LeaseLost(LuthierError):
@@ -102,6 +106,7 @@ class Operations:
             "faults": 0,
             "lease_until": 0.0,
             "cancel_requested": False,
+            "pause_requested": False,
             "last_sequence": 0,
             "progress": b"",
             "create_time": time,
@@ -134,11 +139,34 @@ class Operations:
         """Ends a waiting operation at once, and asks a running one to end. One that has ended stays as it is."""
         with self._database.write() as connection:
             row = _row(connection, id, lock=True)
-            if row.state == OperationMetadata.STATE_PENDING:
+            if row.state in WAITING:
                 _end(connection, row, OperationMetadata.STATE_CANCELLED, error=Cancelled("cancelled").status())
             elif row.state == OperationMetadata.STATE_RUNNING:
                 _update(connection, id, cancel_requested=True)
                 bump(connection, "operations")
+
+    def pause(self, id: str) -> operations_pb2.Operation:
+        """Holds a waiting operation at once, and asks the worker of a running one to stop.
+
+        Raises FailedPrecondition where it has ended.
+        """
+        with self._database.write() as connection:
+            row = _open(connection, id)
+            if row.state == OperationMetadata.STATE_PENDING:
+                _turn(connection, id, OperationMetadata.STATE_PAUSED)
+            elif row.state == OperationMetadata.STATE_RUNNING:
+                _update(connection, id, pause_requested=True)
+                bump(connection, "operations")
+        return self.get(id)
+
+    def resume(self, id: str) -> operations_pb2.Operation:
+        """Puts a held operation back into the queue; raises FailedPrecondition where it has ended."""
+        with self._database.write() as connection:
+            row = _open(connection, id)
+            _update(connection, id, pause_requested=False)
+            if row.state == OperationMetadata.STATE_PAUSED:
+                _turn(connection, id, OperationMetadata.STATE_PENDING)
+        return self.get(id)
 
     def delete(self, id: str) -> None:
         """Forgets an operation that has ended."""
@@ -187,6 +215,9 @@ class Operations:
             if row.cancel_requested:
                 _end(connection, row, OperationMetadata.STATE_CANCELLED, error=Cancelled("cancelled").status())
                 return None
+            if row.pause_requested:
+                _turn(connection, row.id, OperationMetadata.STATE_PAUSED)
+                return None
             faults = row.faults + (row.state == OperationMetadata.STATE_RUNNING)
             if faults >= MAX_FAULTS:
                 error = Unavailable(
@@ -211,14 +242,14 @@ class Operations:
         with self._database.read() as connection:
             return kind.FromString(_claimed(connection, claim).request)
 
-    def heartbeat(self, claim: Claim, lease_s: float) -> bool:
-        """Prolongs the lease; returns whether someone asked for an end. Raises LeaseLost."""
+    def heartbeat(self, claim: Claim, lease_s: float) -> Wish:
+        """Prolongs the lease; returns what someone asked for. Raises LeaseLost."""
         with self._database.write() as connection:
             row = _claimed(connection, claim)
             connection.execute(
                 operations.update().where(operations.c.id == claim.operation).values(lease_until=now() + lease_s)
             )
-            return bool(row.cancel_requested)
+            return "cancel" if row.cancel_requested else "pause" if row.pause_requested else ""
 
     def emit(self, claim: Claim, happened: Sequence[operation_pb2.OperationEvent]) -> None:
         """Appends events; raises LeaseLost."""
@@ -252,6 +283,16 @@ class Operations:
         with self._database.write() as connection:
             _end(connection, _claimed(connection, claim), state, error=error)
 
+    def hold(self, claim: Claim) -> None:
+        """Gives an operation back that was to be paused: it is held, or waits where that was withdrawn meanwhile.
+
+        Raises LeaseLost.
+        """
+        with self._database.write() as connection:
+            row = _claimed(connection, claim)
+            paused, pending = OperationMetadata.STATE_PAUSED, OperationMetadata.STATE_PENDING
+            _turn(connection, row.id, paused if row.pause_requested else pending)
+
     def release(self, claim: Claim, *, lost: bool) -> None:
         """Gives an operation back for another attempt, at once. Where it was not `lost` to a fault, as when a server is
         shut down, it is not counted as one."""
@@ -263,6 +304,8 @@ class Operations:
             state = OperationMetadata.STATE_RUNNING if lost else OperationMetadata.STATE_PENDING
             _update(connection, row.id, state=state, lease_until=0.0)
             _append(connection, row.id, [operation_pb2.OperationEvent(message="given back for another attempt")])
+            if row.pause_requested:
+                _turn(connection, row.id, OperationMetadata.STATE_PAUSED)
 
 
 def to_proto(row: Row) -> operations_pb2.Operation:
@@ -313,6 +356,13 @@ def _row(connection: sa.Connection, id: str, *, lock: bool = False) -> Row:
     return row
 
 
+def _open(connection: sa.Connection, id: str) -> Row:
+    row = _row(connection, id, lock=True)
+    if row.state not in OPEN:
+        raise FailedPrecondition(f"operations/{id} has ended")
+    return row
+
+
 def _claimed(connection: sa.Connection, claim: Claim) -> Row:
     row = _row(connection, claim.operation, lock=True)
     if row.attempt != claim.attempt or row.state != OperationMetadata.STATE_RUNNING:
@@ -322,6 +372,12 @@ def _claimed(connection: sa.Connection, claim: Claim) -> Row:
 
 def _update(connection: sa.Connection, id: str, **values: object) -> None:
     connection.execute(operations.update().where(operations.c.id == id).values(update_time=now(), **values))
+
+
+def _turn(connection: sa.Connection, id: str, state: State) -> None:
+    """Puts an operation into a state that is not its last."""
+    _update(connection, id, state=state)
+    _append(connection, id, [operation_pb2.OperationEvent(state=state)])
 
 
 def _end(

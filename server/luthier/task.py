@@ -163,6 +163,10 @@ class Trainer(Protocol):
         """Writes `model.onnx` (with a dynamic batch) and all that the codec needs into an empty folder."""
 
 
+class Stopped(Exception):
+    """Raised by a training that was to pause, after it has saved where it stands."""
+
+
 @dataclass(kw_only=True)
 class Run:
     """One fine-tune, as the trainer sees it."""
@@ -180,6 +184,8 @@ class Run:
     emit: Callable[[dict[str, Any]], None] = lambda event: None
     """Takes an OperationEvent in its JSON form: a progress, metrics, a message or a checkpoint."""
     cancelled: Callable[[], bool] = lambda: False
+    paused: Callable[[], bool] = lambda: False
+    """Whether to save where the training stands and raise Stopped; a trainer that cannot is ended after some time."""
     checkpoint_s: float = 60.0
     """Least seconds between two saves of where the training stands."""
     warm_start: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,6 +63,16 @@ def until_saved(server: Server, operation: operations_pb2.Operation, after: int,
     pytest.fail("the stream ended")
 
 
+def until_paused(server: Server, operation: operations_pb2.Operation, after: int) -> None:
+    """Waits until an operation is held and its worker has gone."""
+    for event in events(server, operation, after):
+        if event.state == operation_pb2.OperationMetadata.STATE_PAUSED:
+            break
+    deadline = time.monotonic() + 5
+    while children(server.process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
 def trainer_of(server: Server) -> int:
     """The process that trains."""
     for pid in children(server.process.pid):
@@ -79,10 +90,18 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
         steps = int(expected.training["steps"])
         operation = submit(server, "disturbed")
         killed_at, sequence = [], 0
-        for share in (0.2, 0.5):
+        for share in (0.1, 0.3):
             sequence, step = until_saved(server, operation, sequence, int(steps * (share + draw.uniform(0, 0.2))))
             os.kill(trainer_of(server), signal.SIGKILL)
             killed_at.append(step)
+        sequence, step = until_saved(server, operation, sequence, int(steps * 0.55))
+        pause = operation_pb2.PauseOperationRequest(name=operation.name)
+        server.stub(operation_pb2_grpc.OperationServiceStub).PauseOperation(pause)
+        until_paused(server, operation, sequence)
+        assert not children(server.process.pid)
+        resume = operation_pb2.ResumeOperationRequest(name=operation.name)
+        server.stub(operation_pb2_grpc.OperationServiceStub).ResumeOperation(resume)
+        killed_at.append(step)
         sequence, step = until_saved(server, operation, sequence, int(steps * 0.75))
         killed_at.append(step)
         server.process.kill()
@@ -91,7 +110,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
         found = server.result(operation, model_pb2.ModelVersion)
         said = [event.message for event in events(server, operation) if event.HasField("message")]
     went_on = [int(message.split()[3]) for message in said if message.startswith("goes on after step")]
-    assert len(went_on) == 3, said
+    assert len(went_on) == 4, said
     assert all(step >= saved for step, saved in zip(went_on, killed_at, strict=True)), (went_on, killed_at)
     assert found.training["steps"] == steps
     assert weights(found) == weights(expected)

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from luthier.database import HEAD, Database, metadata
-from luthier.errors import AlreadyExists, InvalidArgument
+from luthier.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from luthier.operations import MAX_FAULTS, LeaseLost, Operations
 from luthier.v1 import dataset_pb2
 from luthier.v1.operation_pb2 import Checkpoint, OperationEvent, OperationMetadata
@@ -115,6 +115,50 @@ def test_an_attempt_that_saved_where_it_stood_is_no_fault(operations: Operations
         assert operations.claim([KIND], lease_s=-1)
     assert operations.claim([KIND], lease_s=-1) is None
     assert operations.get(claim.operation).done
+
+
+def test_a_pause_holds_and_is_ended_by_resume_or_cancel(operations: Operations) -> None:
+    id = operations.submit(KIND, "models/x", REQUEST).name.partition("/")[2]
+    paused, pending, running = (
+        OperationMetadata.STATE_PAUSED,
+        OperationMetadata.STATE_PENDING,
+        OperationMetadata.STATE_RUNNING,
+    )
+    operations.pause(id)
+    assert state(operations, id).state == paused
+    assert operations.claim([KIND], lease_s=10) is None
+    operations.resume(id)
+    claim = operations.claim([KIND], lease_s=10)
+    assert claim is not None
+    assert operations.heartbeat(claim, lease_s=10) == ""
+    assert not operations.pause(id).done
+    assert operations.heartbeat(claim, lease_s=10) == "pause"
+    assert state(operations, id).state == running
+    operations.hold(claim)
+    assert state(operations, id).state == paused
+    with pytest.raises(LeaseLost):
+        operations.emit(claim, [OperationEvent(message="too late")])
+    assert id in operations.open()
+    operations.resume(id)
+
+    withdrawn = operations.claim([KIND], lease_s=10)
+    assert withdrawn is not None
+    operations.pause(id)
+    operations.resume(id)
+    operations.hold(withdrawn)
+    assert state(operations, id).state == pending
+
+    silent = operations.claim([KIND], lease_s=-1)
+    assert silent is not None
+    operations.pause(id)
+    assert operations.claim([KIND], lease_s=10) is None
+    assert state(operations, id).state == paused
+    operations.cancel(id)
+    assert operations.get(id).done
+    assert id not in operations.open()
+    for turn in (operations.pause, operations.resume):
+        with pytest.raises(FailedPrecondition, match="has ended"):
+            turn(id)
 
 
 def test_an_operation_whose_workers_die_fails_in_the_end(operations: Operations) -> None:

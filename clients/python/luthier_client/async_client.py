@@ -22,6 +22,7 @@ from luthier.v1 import (
     evaluation_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
+    operation_pb2,
     operation_pb2_grpc,
     prediction_pb2,
     prediction_pb2_grpc,
@@ -376,6 +377,16 @@ class AsyncClient:
         """Asks an operation to end."""
         request = operations_pb2.CancelOperationRequest(name=names.resource("operations", operation))
         await self._call(self._operations.CancelOperation, request)
+
+    async def pause_operation(self, operation: str) -> AsyncOperation[Any]:
+        """Holds an operation until it is resumed; the worker of a running one is asked to save where it stands."""
+        request = operation_pb2.PauseOperationRequest(name=names.resource("operations", operation))
+        return AsyncOperation(self, await self._call(self.operation_stub.PauseOperation, request))
+
+    async def resume_operation(self, operation: str) -> AsyncOperation[Any]:
+        """Puts an operation that is held back into the queue; a training goes on where it stood."""
+        request = operation_pb2.ResumeOperationRequest(name=names.resource("operations", operation))
+        return AsyncOperation(self, await self._call(self.operation_stub.ResumeOperation, request))
 
     async def delete_operation(self, operation: str) -> None:
         """Has the server forget an operation that has ended."""

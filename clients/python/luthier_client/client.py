@@ -20,6 +20,7 @@ from luthier.v1 import (
     evaluation_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
+    operation_pb2,
     operation_pb2_grpc,
     prediction_pb2,
     prediction_pb2_grpc,
@@ -375,6 +376,16 @@ class Client:
         """Asks an operation to end."""
         request = operations_pb2.CancelOperationRequest(name=names.resource("operations", operation))
         self._call(self._operations.CancelOperation, request)
+
+    def pause_operation(self, operation: str) -> Operation[Any]:
+        """Holds an operation until it is resumed; the worker of a running one is asked to save where it stands."""
+        request = operation_pb2.PauseOperationRequest(name=names.resource("operations", operation))
+        return Operation(self, self._call(self.operation_stub.PauseOperation, request))
+
+    def resume_operation(self, operation: str) -> Operation[Any]:
+        """Puts an operation that is held back into the queue; a training goes on where it stood."""
+        request = operation_pb2.ResumeOperationRequest(name=names.resource("operations", operation))
+        return Operation(self, self._call(self.operation_stub.ResumeOperation, request))
 
     def delete_operation(self, operation: str) -> None:
         """Has the server forget an operation that has ended."""

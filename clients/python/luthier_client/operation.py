@@ -159,6 +159,14 @@ class Operation(Handle[R]):
         """Asks for an end; the operation ends a little later, or stays as it is where it has ended."""
         self._client.cancel_operation(self.name)
 
+    def pause(self) -> None:
+        """Asks for a pause: a training saves where it stands and stops a little later."""
+        self._client.pause_operation(self.name)
+
+    def resume(self) -> None:
+        """Ends a pause."""
+        self._client.resume_operation(self.name)
+
 
 class AsyncOperation(Handle[R]):
     """An operation of an `AsyncClient`."""
@@ -214,3 +222,11 @@ class AsyncOperation(Handle[R]):
     async def cancel(self) -> None:
         """Asks for an end; the operation ends a little later, or stays as it is where it has ended."""
         await self._client.cancel_operation(self.name)
+
+    async def pause(self) -> None:
+        """Asks for a pause: a training saves where it stands and stops a little later."""
+        await self._client.pause_operation(self.name)
+
+    async def resume(self) -> None:
+        """Ends a pause."""
+        await self._client.resume_operation(self.name)

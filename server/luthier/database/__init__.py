@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.pool import ConnectionPoolEntry
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest migration; a test compares it with the migrations there are."""
 
 metadata = sa.MetaData()
@@ -122,6 +122,7 @@ operations = sa.Table(
     sa.Column("faults", sa.Integer, nullable=False),
     sa.Column("lease_until", sa.Double, nullable=False),
     sa.Column("cancel_requested", sa.Boolean, nullable=False),
+    sa.Column("pause_requested", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("last_sequence", sa.Integer, nullable=False),
     # A serialised luthier.v1.Progress, then Any of the response or google.rpc.Status.
     sa.Column("progress", sa.LargeBinary, nullable=False),

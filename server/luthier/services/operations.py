@@ -70,7 +70,7 @@ class LongRunningService(operations_pb2_grpc.OperationsServicer):
 
 
 class OperationService(operation_pb2_grpc.OperationServiceServicer):
-    """Events as they come."""
+    """Events as they come, and a rest."""
 
     def __init__(self, operations: Operations, revisions: Revisions) -> None:
         self._operations = operations
@@ -94,6 +94,18 @@ class OperationService(operation_pb2_grpc.OperationServiceServicer):
                 return
             self._revisions.wait(seen, _WAIT_S)
         raise Unavailable("the server is shutting down; watch on from the last sequence number")
+
+    def PauseOperation(
+        self, request: operation_pb2.PauseOperationRequest, context: grpc.ServicerContext
+    ) -> operations_pb2.Operation:
+        """Holds one that has not ended."""
+        return self._operations.pause(_id(request.name))
+
+    def ResumeOperation(
+        self, request: operation_pb2.ResumeOperationRequest, context: grpc.ServicerContext
+    ) -> operations_pb2.Operation:
+        """Puts one that is held back into the queue."""
+        return self._operations.resume(_id(request.name))
 
 
 def _id(name: str) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from luthier.task import Run
+from luthier.task import Run, Stopped
 from luthier.toolkit.checkpoint import BestCheckpoint, SavedState
 from luthier.toolkit.optim import warm_up_then_decay
 from luthier.toolkit.precision import autocast
@@ -68,8 +68,8 @@ def fit(
     `groups` are AdamW's parameter groups. `batches` gives one epoch's batches, ceil(num_examples / batch_size) arrays
     of the indices of examples; `loss` computes the mean loss of one, within autocast where the recipe is in bfloat16.
     `random` is the generator that both draw from, if they do. Where there is nothing to validate on, every epoch is
-    trained and the last weights are kept. Figures of the training go to `run.figures`. Raises Cancelled, and
-    FailedPrecondition where the loss is no longer a number.
+    trained and the last weights are kept. Figures of the training go to `run.figures`. Raises Cancelled, Stopped,
+    and FailedPrecondition where the loss is no longer a number.
     """
     device = torch.device(run.device)
     steps = recipe.epochs * math.ceil(num_examples / recipe.batch_size)
@@ -104,9 +104,12 @@ def fit(
         module.train()
         order, rest = rest or list(batches()), []
         for done, indices in enumerate(order):
-            if state.is_due():
+            paused = run.paused()
+            if paused or state.is_due():
                 state.save(epoch, order[done:])
                 run.emit({"checkpoint": {"step": progress.step}})
+            if paused:
+                raise Stopped
             with autocast(device, recipe.bfloat16):
                 step_loss = loss(indices)
             optimizer.zero_grad()

@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
 from luthier.v1 import operation_pb2 as luthier_dot_v1_dot_operation__pb2
 
 GRPC_GENERATED_VERSION = '1.81.1'
@@ -26,7 +27,7 @@ if _version_not_supported:
 
 
 class OperationServiceStub:
-    """What google.longrunning.Operations does not give: a push stream of what happens.
+    """What google.longrunning.Operations does not give: a push stream of what happens, and a rest.
     """
 
     def __init__(self, channel):
@@ -40,15 +41,41 @@ class OperationServiceStub:
                 request_serializer=luthier_dot_v1_dot_operation__pb2.WatchOperationRequest.SerializeToString,
                 response_deserializer=luthier_dot_v1_dot_operation__pb2.OperationEvent.FromString,
                 _registered_method=True)
+        self.PauseOperation = channel.unary_unary(
+                '/luthier.v1.OperationService/PauseOperation',
+                request_serializer=luthier_dot_v1_dot_operation__pb2.PauseOperationRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
+        self.ResumeOperation = channel.unary_unary(
+                '/luthier.v1.OperationService/ResumeOperation',
+                request_serializer=luthier_dot_v1_dot_operation__pb2.ResumeOperationRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
 
 
 class OperationServiceServicer:
-    """What google.longrunning.Operations does not give: a push stream of what happens.
+    """What google.longrunning.Operations does not give: a push stream of what happens, and a rest.
     """
 
     def WatchOperation(self, request, context):
         """Sends the events of an operation from a sequence number on, then new ones as they come, and ends after the event
         that holds the finished operation. A watch that broke goes on from the last sequence number seen.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseOperation(self, request, context):
+        """Holds an operation. One that waits is held at once; the worker of a running one is asked to stop, and a training
+        saves where it stands. FAILED_PRECONDITION where it has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeOperation(self, request, context):
+        """Puts a held operation back into the queue, where it keeps its place. A training goes on where it stood, other work
+        begins anew. FAILED_PRECONDITION where it has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -62,6 +89,16 @@ def add_OperationServiceServicer_to_server(servicer, server):
                     request_deserializer=luthier_dot_v1_dot_operation__pb2.WatchOperationRequest.FromString,
                     response_serializer=luthier_dot_v1_dot_operation__pb2.OperationEvent.SerializeToString,
             ),
+            'PauseOperation': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseOperation,
+                    request_deserializer=luthier_dot_v1_dot_operation__pb2.PauseOperationRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'ResumeOperation': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeOperation,
+                    request_deserializer=luthier_dot_v1_dot_operation__pb2.ResumeOperationRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'luthier.v1.OperationService', rpc_method_handlers)
@@ -71,7 +108,7 @@ def add_OperationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class OperationService:
-    """What google.longrunning.Operations does not give: a push stream of what happens.
+    """What google.longrunning.Operations does not give: a push stream of what happens, and a rest.
     """
 
     @staticmethod
@@ -91,6 +128,60 @@ class OperationService:
             '/luthier.v1.OperationService/WatchOperation',
             luthier_dot_v1_dot_operation__pb2.WatchOperationRequest.SerializeToString,
             luthier_dot_v1_dot_operation__pb2.OperationEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseOperation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.OperationService/PauseOperation',
+            luthier_dot_v1_dot_operation__pb2.PauseOperationRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeOperation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.OperationService/ResumeOperation',
+            luthier_dot_v1_dot_operation__pb2.ResumeOperationRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
             options,
             channel_credentials,
             insecure,

@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from google.longrunning import operations_pb2 as _operations_pb2
 from grpc import aio as _aio
 from luthier.v1 import operation_pb2 as _operation_pb2
 import abc as _abc_1
@@ -27,7 +28,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class OperationServiceStub:
-    """What google.longrunning.Operations does not give: a push stream of what happens."""
+    """What google.longrunning.Operations does not give: a push stream of what happens, and a rest."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -37,19 +38,35 @@ class OperationServiceStub:
     """Sends the events of an operation from a sequence number on, then new ones as they come, and ends after the event
     that holds the finished operation. A watch that broke goes on from the last sequence number seen.
     """
+    PauseOperation: _grpc.UnaryUnaryMultiCallable[_operation_pb2.PauseOperationRequest, _operations_pb2.Operation]
+    """Holds an operation. One that waits is held at once; the worker of a running one is asked to stop, and a training
+    saves where it stands. FAILED_PRECONDITION where it has ended.
+    """
+    ResumeOperation: _grpc.UnaryUnaryMultiCallable[_operation_pb2.ResumeOperationRequest, _operations_pb2.Operation]
+    """Puts a held operation back into the queue, where it keeps its place. A training goes on where it stood, other work
+    begins anew. FAILED_PRECONDITION where it has ended.
+    """
 
 @_typing.type_check_only
 class OperationServiceAsyncStub(OperationServiceStub):
-    """What google.longrunning.Operations does not give: a push stream of what happens."""
+    """What google.longrunning.Operations does not give: a push stream of what happens, and a rest."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     WatchOperation: _aio.UnaryStreamMultiCallable[_operation_pb2.WatchOperationRequest, _operation_pb2.OperationEvent]  # type: ignore[assignment]
     """Sends the events of an operation from a sequence number on, then new ones as they come, and ends after the event
     that holds the finished operation. A watch that broke goes on from the last sequence number seen.
     """
+    PauseOperation: _aio.UnaryUnaryMultiCallable[_operation_pb2.PauseOperationRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Holds an operation. One that waits is held at once; the worker of a running one is asked to stop, and a training
+    saves where it stands. FAILED_PRECONDITION where it has ended.
+    """
+    ResumeOperation: _aio.UnaryUnaryMultiCallable[_operation_pb2.ResumeOperationRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Puts a held operation back into the queue, where it keeps its place. A training goes on where it stood, other work
+    begins anew. FAILED_PRECONDITION where it has ended.
+    """
 
 class OperationServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What google.longrunning.Operations does not give: a push stream of what happens."""
+    """What google.longrunning.Operations does not give: a push stream of what happens, and a rest."""
 
     @_abc_1.abstractmethod
     def WatchOperation(
@@ -59,6 +76,26 @@ class OperationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_operation_pb2.OperationEvent], _abc.AsyncIterator[_operation_pb2.OperationEvent]]:
         """Sends the events of an operation from a sequence number on, then new ones as they come, and ends after the event
         that holds the finished operation. A watch that broke goes on from the last sequence number seen.
+        """
+
+    @_abc_1.abstractmethod
+    def PauseOperation(
+        self,
+        request: _operation_pb2.PauseOperationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Holds an operation. One that waits is held at once; the worker of a running one is asked to stop, and a training
+        saves where it stands. FAILED_PRECONDITION where it has ended.
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeOperation(
+        self,
+        request: _operation_pb2.ResumeOperationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Puts a held operation back into the queue, where it keeps its place. A training goes on where it stood, other work
+        begins anew. FAILED_PRECONDITION where it has ended.
         """
 
 def add_OperationServiceServicer_to_server(servicer: OperationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

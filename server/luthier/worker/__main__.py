@@ -17,7 +17,7 @@ from luthier.store import Store
 from luthier.v1.operation_pb2 import OperationMetadata
 from luthier.worker import create_dataset, evaluate, fine_tune, import_base, process, pull_base
 from luthier.worker.child import ChildKilled
-from luthier.worker.job import Job, Tools
+from luthier.worker.job import Job, Paused, Tools
 
 log = structlog.get_logger()
 
@@ -59,6 +59,9 @@ def main(settings_json: str, operation: str, attempt: str, kind: str, parent: st
     except LeaseLost as error:
         log.warning("result refused", operation=operation, attempt=claim.attempt, why=error.message)
         return 1
+    except Paused:
+        job.finish()
+        operations.hold(claim)
     except ChildKilled as error:
         job.finish()
         log.warning("to be taken up again", operation=operation, attempt=claim.attempt, why=str(error))

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 from google.rpc import status_pb2
@@ -17,6 +18,12 @@ from luthier.worker.job import Job
 
 GRACE_S = 4.0
 """Seconds that a child gets to stop by itself after a cancellation."""
+
+PAUSE_GRACE_S = 30.0
+"""Seconds that it gets to save where it stands."""
+
+WISHES = {"cancel": (signal.SIGTERM, GRACE_S), "pause": (signal.SIGUSR1, PAUSE_GRACE_S)}
+"""How a child hears of what someone asked for, and how long it gets."""
 
 SHORT_SPIN = {"GOMP_SPINCOUNT": "10000"}
 """How long OpenMP's threads spin before they sleep. By default it is 30 times as long, and then a training whose core
@@ -42,8 +49,8 @@ class ChildKilled(Exception):
 def run_child(job: Job, module: str, directory: Path, name: str) -> None:
     """Runs a module with a folder to read and write, and a pipe on which it says events, to its end.
 
-    `name` is what to call it. Raises Cancelled, ChildKilled, the error that it left in `error.bin`, or one that says
-    how it ended.
+    `name` is what to call it. Raises Cancelled, Paused, ChildKilled, the error that it left in `error.bin`,
+    or one that says how it ended.
     """
     code = _run(job, module, directory)
     job.check()
@@ -56,7 +63,7 @@ def run_child(job: Job, module: str, directory: Path, name: str) -> None:
 
 
 def _run(job: Job, module: str, directory: Path) -> int:
-    """Starts the child, passes on what it says, ends it on cancellation; returns its exit status."""
+    """Starts the child, passes on what it says, ends it on a cancellation or pause; returns its exit status."""
     read_end, write_end = os.pipe()
     process = subprocess.Popen(
         [sys.executable, "-m", module, str(directory), str(write_end)],
@@ -67,14 +74,17 @@ def _run(job: Job, module: str, directory: Path) -> int:
     os.close(write_end)
     listener = threading.Thread(target=_listen, args=(job, read_end), daemon=True)
     listener.start()
-    grace = 0.0
+    wish, deadline = "", 0.0
     while True:
         try:
             code = process.wait(timeout=0.2)
         except subprocess.TimeoutExpired:
-            if job.cancelled and not grace:
-                process.send_signal(signal.SIGTERM)
-            if job.cancelled and (grace := grace + 0.2) > GRACE_S:
+            if job.wish != wish:
+                wish = job.wish
+                sign, grace = WISHES[wish]
+                process.send_signal(sign)
+                deadline = time.monotonic() + grace
+            elif wish and time.monotonic() > deadline:
                 process.kill()
         else:
             listener.join()

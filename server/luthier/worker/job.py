@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 from luthier.bases import Catalogue
 from luthier.database import Database
 from luthier.errors import Cancelled
-from luthier.operations import Claim, LeaseLost, Operations
+from luthier.operations import Claim, LeaseLost, Operations, Wish
 from luthier.plugins import Plugins
 from luthier.registry import Registry
 from luthier.settings import Settings
@@ -48,6 +48,10 @@ class Tools:
     catalogue: Catalogue
 
 
+class Paused(Exception):
+    """Work that stops because someone asked for a pause."""
+
+
 class Job:
     """Keeps the lease of an operation while its work is done, passes on what happens, and says when to stop."""
 
@@ -55,7 +59,8 @@ class Job:
         self.tools = tools
         self.claim = claim
         self.directory: Path = tools.store.work(claim.operation, claim.attempt)
-        self._cancelled = threading.Event()
+        self.wish: Wish = ""
+        """What someone asked for; a wish for an end may follow one for a pause."""
         self._lock = threading.Lock()
         self._pending: list[operation_pb2.OperationEvent] = []
         self._ended = threading.Event()
@@ -66,15 +71,12 @@ class Job:
         """The request that the operation was submitted with."""
         return self.tools.operations.request(self.claim, kind)
 
-    @property
-    def cancelled(self) -> bool:
-        """Whether someone asked for an end."""
-        return self._cancelled.is_set()
-
     def check(self) -> None:
-        """Raises Cancelled where someone asked for an end."""
-        if self.cancelled:
+        """Raises Cancelled where someone asked for an end, Paused where it was for a pause."""
+        if self.wish == "cancel":
             raise Cancelled("the operation was cancelled")
+        if self.wish == "pause":
+            raise Paused
 
     def emit(self, event: dict[str, Any]) -> None:
         """Takes an event in the JSON form of OperationEvent; of progress only the newest is kept until written."""
@@ -86,7 +88,7 @@ class Job:
             self._pending.append(message)
 
     def progress(self, stage: str, step: int, total: int) -> None:
-        """Says how far a stage has come; raises Cancelled."""
+        """Says how far a stage has come; raises Cancelled and Paused."""
         self.check()
         self.emit({"progress": {"stage": stage, "step": step, "total": total}})
 
@@ -103,8 +105,8 @@ class Job:
         while not self._ended.wait(FLUSH_S):
             try:
                 self._flush()
-                if self.tools.operations.heartbeat(self.claim, settings.lease_s):
-                    self._cancelled.set()
+                # A pause that is withdrawn goes on to its end, after which the operation is taken up again at once.
+                self.wish = self.tools.operations.heartbeat(self.claim, settings.lease_s) or self.wish
                 deadline = time.monotonic() + settings.lease_s
             except LeaseLost as error:
                 log.warning("lease lost", operation=self.claim.operation, why=error.message)

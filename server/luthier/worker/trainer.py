@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier import datasets, logs, plugins
-from luthier.task import Run
+from luthier.task import Run, Stopped
 from luthier.worker import process
 from luthier.worker.trainer_process import read_messages, write_messages
 
@@ -26,6 +26,8 @@ def main(directory: Path, pipe: int) -> int:
     logs.configure()
     try:
         _train(directory, spec, pipe)
+    except Stopped:
+        return 0
     except Exception as error:  # The worker passes on whatever it is.
         status = process.status_of(error, "the training")
         (directory / "error.bin").write_bytes(status.SerializeToString())
@@ -34,13 +36,9 @@ def main(directory: Path, pipe: int) -> int:
 
 
 def _train(directory: Path, spec: dict[str, Any], pipe: int) -> None:
-    cancelled = False
-
-    def cancel(*_: object) -> None:
-        nonlocal cancelled
-        cancelled = True
-
-    signal.signal(signal.SIGTERM, cancel)
+    heard: set[int] = set()
+    for sign in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(sign, lambda number, _: heard.add(number))
     said = os.fdopen(pipe, "w", encoding="utf-8", buffering=1)
     task = plugins.load().task(spec["task"])
     trainer = task.trainer()
@@ -55,7 +53,8 @@ def _train(directory: Path, spec: dict[str, Any], pipe: int) -> None:
         directory=directory / "run",
         checkpoint_s=spec["checkpoint_s"],
         emit=lambda event: print(json.dumps(event), file=said),
-        cancelled=lambda: cancelled,
+        cancelled=lambda: signal.SIGTERM in heard,
+        paused=lambda: signal.SIGUSR1 in heard,
     )
     model = trainer.fine_tune(run)
     run.report(0, 1, stage="exporting")

@@ -12,7 +12,7 @@ from luthier_client.cli.progress import follow, pace
 from luthier_client.cli.session import Session, command
 from luthier_client.operation import Operation
 
-operations = typer.Typer(help="Long-running work: watch it, end it.", no_args_is_help=True)
+operations = typer.Typer(help="Long-running work: watch it, hold it, end it.", no_args_is_help=True)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -83,6 +83,20 @@ def cancel(session: Session, operation: str) -> None:
     """Ask an operation to end."""
     session.client.cancel_operation(operation)
     session.show({"cancelling": operation}, f"asked {operation} to end")
+
+
+@command(operations, "pause")
+def pause(session: Session, operation: str) -> None:
+    """Hold an operation; a training saves where it stands first."""
+    paused = session.client.pause_operation(operation)
+    session.show(session.document(paused.proto), f"asked {operation} to pause; luthier operations resume {operation}")
+
+
+@command(operations, "resume")
+def resume(session: Session, operation: str) -> None:
+    """Put an operation that is held back into the queue."""
+    resumed = session.client.resume_operation(operation)
+    session.show(session.document(resumed.proto), f"{operation} goes on")
 
 
 def kind(metadata: OperationMetadata) -> str:

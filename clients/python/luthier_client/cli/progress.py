@@ -78,6 +78,8 @@ class LiveBars:
         match event.WhichOneof("event"):
             case "state" if event.state == OperationMetadata.STATE_RUNNING:
                 self._enter("starting")
+            case "state" if event.state == OperationMetadata.STATE_PAUSED:
+                self._enter("paused")
             case "progress":
                 self._step(event.progress)
             case "metrics":
