@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import postgres
 from support import ROOT, Server, serving
 
 
@@ -16,6 +17,25 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for all tests that leave it as usable as they found it."""
     with serving(tmp_path_factory.mktemp("home")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[postgres.Cluster]:
+    """A PostgreSQL server."""
+    programs = postgres.programs()
+    if programs is None:
+        pytest.skip("PostgreSQL is needed: install Debian's package postgresql")
+    with postgres.cluster(programs) as running:
+        yield running
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database, of each kind in turn."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'luthier.db'}"
+    running: postgres.Cluster = request.getfixturevalue("cluster")
+    return running.new_database()
 
 
 @pytest.fixture(scope="session")

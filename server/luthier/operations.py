@@ -114,7 +114,7 @@ class Operations:
         }
         with self._database.write() as connection:
             # Where two replicas insert at once, the second waits for the first and then inserts nothing.
-            inserted = connection.execute(_insert_or_skip(connection, row)).rowcount
+            inserted = connection.execute(_insert_or_skip(connection, row)).first() is not None
             if inserted:
                 _append(connection, id, [operation_pb2.OperationEvent(state=OperationMetadata.STATE_PENDING)])
         return self.get(id) if inserted else self.repeated(kind, asked) or self.submit(kind, target, asked, completed)
@@ -340,12 +340,14 @@ def _fingerprint(kind: Kind, asked: Request) -> str:
     return hashlib.sha256(bytes([kind]) + asked.SerializeToString(deterministic=True)).hexdigest()
 
 
-def _insert_or_skip(connection: sa.Connection, row: dict[str, object]) -> sa.Insert:
+def _insert_or_skip(connection: sa.Connection, row: dict[str, object]) -> sa.ReturningInsert[tuple[str]]:
+    """Inserts an operation and gives its id back, or does neither where its request id is there already."""
     from sqlalchemy.dialects import postgresql, sqlite
 
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-    insert: sa.Insert = dialect.insert(operations).values(row).on_conflict_do_nothing(index_elements=["request_id"])
-    return insert
+    insert = dialect.insert(operations).values(row).on_conflict_do_nothing(index_elements=["request_id"])
+    inserted: sa.ReturningInsert[tuple[str]] = insert.returning(operations.c.id)
+    return inserted
 
 
 def _row(connection: sa.Connection, id: str, *, lock: bool = False) -> Row:

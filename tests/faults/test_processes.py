@@ -37,8 +37,9 @@ def until_training(server: Server, operation: operations_pb2.Operation) -> None:
     pytest.fail("the training was over before it was seen")
 
 
-def test_a_killed_worker_is_replaced_and_publishes_once(tmp_path: Path) -> None:
-    with serving(tmp_path) as server:
+def test_a_killed_worker_is_replaced_and_publishes_once(tmp_path: Path, database_url: str) -> None:
+    flags = ["--database-url", database_url]
+    with serving(tmp_path, *flags) as server:
         create_dataset(server, "shop", "recommendation", {"_": interactions(tmp_path / "shop.csv")})
         operation = submit(server, LONG)
         until_training(server, operation)
@@ -57,8 +58,9 @@ def test_a_killed_worker_is_replaced_and_publishes_once(tmp_path: Path) -> None:
         assert metadata.attempt == 2
 
 
-def test_a_killed_server_leaves_no_orphans_and_its_operations_go_on(tmp_path: Path) -> None:
-    with serving(tmp_path, "--lease-s", "2") as server:
+def test_a_killed_server_leaves_no_orphans_and_its_operations_go_on(tmp_path: Path, database_url: str) -> None:
+    flags = ["--database-url", database_url]
+    with serving(tmp_path, *flags, "--lease-s", "2") as server:
         create_dataset(server, "shop", "recommendation", {"_": interactions(tmp_path / "shop.csv")})
         served = fine_tune(server, "served", "recommendation", "shop", QUICK)
         running, waiting = submit(server, LONG), submit(server, QUICK, "n")
@@ -71,7 +73,7 @@ def test_a_killed_server_leaves_no_orphans_and_its_operations_go_on(tmp_path: Pa
     while alive := [pid for pid in orphans if Path(f"/proc/{pid}/exe").exists()]:
         assert time.monotonic() < deadline, f"still there: {alive}"
         time.sleep(0.05)
-    with serving(tmp_path, "--lease-s", "2") as server:
+    with serving(tmp_path, *flags, "--lease-s", "2") as server:
         answer = server.stub(recommendation_grpc.RecommendationServiceStub).Recommend(
             recommendation.RecommendRequest(model="served", instances=[recommendation.Instance(user="u1")])
         )
@@ -84,19 +86,21 @@ def test_a_killed_server_leaves_no_orphans_and_its_operations_go_on(tmp_path: Pa
             time.sleep(0.05)
 
 
-def test_a_terminated_server_gives_its_operation_back_without_blame(tmp_path: Path) -> None:
-    with serving(tmp_path) as server:
+def test_a_terminated_server_gives_its_operation_back_without_blame(tmp_path: Path, database_url: str) -> None:
+    flags = ["--database-url", database_url]
+    with serving(tmp_path, *flags) as server:
         create_dataset(server, "shop", "recommendation", {"_": interactions(tmp_path / "shop.csv")})
         operation = submit(server, LONG)
         until_training(server, operation)
         server.process.terminate()
         assert server.process.wait(30) == 0
-    with serving(tmp_path) as server:
+    with serving(tmp_path, *flags) as server:
         assert server.result(operation, model_pb2.ModelVersion).name == "models/m/versions/1"
 
 
-def test_a_changed_artefact_is_refused_and_the_older_version_serves_on(tmp_path: Path) -> None:
-    with serving(tmp_path) as server:
+def test_a_changed_artefact_is_refused_and_the_older_version_serves_on(tmp_path: Path, database_url: str) -> None:
+    flags = ["--database-url", database_url]
+    with serving(tmp_path, *flags) as server:
         create_dataset(server, "shop", "recommendation", {"_": interactions(tmp_path / "shop.csv")})
         fine_tune(server, "m", "recommendation", "shop", QUICK)
         ease = recommendation.Config(algorithm=recommendation.ALGORITHM_EASE, regularization=10)

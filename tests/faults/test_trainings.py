@@ -81,8 +81,8 @@ def trainer_of(server: Server) -> int:
     pytest.fail("no trainer runs")
 
 
-def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
-    flags = ["--checkpoint-s", "0", "--lease-s", "2"]
+def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path, database_url: str) -> None:
+    flags = ["--database-url", database_url, "--checkpoint-s", "0", "--lease-s", "2"]
     draw = random.Random(os.environ.get("LUTHIER_SEED", "0"))
     with serving(tmp_path, *flags, **ONE_THREAD) as server:
         create_dataset(server, "texts", "text-classification", {"_": texts(tmp_path / "texts.csv")})
