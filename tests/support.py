@@ -22,7 +22,14 @@ from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
-from luthier.v1 import dataset_pb2, dataset_pb2_grpc, model_pb2, model_pb2_grpc
+from luthier.v1 import (
+    dataset_pb2,
+    dataset_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    operation_pb2,
+    operation_pb2_grpc,
+)
 from luthier.v1.dataset_pb2 import DatasetVersion
 from luthier.v1.model_pb2 import ModelVersion
 
@@ -107,6 +114,15 @@ def children(pid: int) -> list[int]:
         for child in map(int, (task / "children").read_text(encoding="utf-8").split()):
             found += [child, *children(child)]
     return found
+
+
+def until_training(server: Server, operation: operations_pb2.Operation) -> None:
+    """Returns once the operation is in the middle of its training."""
+    stub = server.stub(operation_pb2_grpc.OperationServiceStub)
+    for event in stub.WatchOperation(operation_pb2.WatchOperationRequest(name=operation.name), timeout=60):
+        if event.HasField("progress") and event.progress.stage == "training":
+            return
+    raise AssertionError("the training was over before it was seen")
 
 
 def status_of(error: grpc.RpcError) -> status_pb2.Status:

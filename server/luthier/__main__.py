@@ -1,4 +1,7 @@
-"""`python -m luthier`: the server. `luthier serve` runs it too."""
+"""`python -m luthier`: the server, and with `worker` before the flags a process that only does operations.
+
+`luthier serve` and `luthier worker` run them too.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,29 @@ import sys
 
 
 def main() -> int:
-    """Reads settings and serves. Exit status 2 for settings that do not hold."""
+    """Reads settings and serves, or works. Exit status 2 for settings that do not hold."""
     # Nothing that an import makes is garbage, and looking for it takes an eighth of the start.
     gc.disable()
     from pydantic import ValidationError
 
-    from luthier import app, logs, settings
+    from luthier import logs, settings
 
+    works = sys.argv[1:2] == ["worker"]
+    program, kind = ("worker", settings.WorkerSettings) if works else ("serve", settings.Settings)
     logs.configure()
     try:
-        chosen = settings.from_flags(sys.argv[1:])
+        chosen = settings.from_flags(kind, sys.argv[1 + works :])
     except ValidationError as error:
         for problem in error.errors():
             field = "-".join(map(str, problem["loc"])).replace("_", "-")
-            print(f"luthier serve: {'--' + field + ': ' if field else ''}{problem['msg']}", file=sys.stderr)
+            print(f"luthier {program}: {'--' + field + ': ' if field else ''}{problem['msg']}", file=sys.stderr)
         return 2
+    if works:
+        from luthier import workshop
+
+        return workshop.run(chosen)
+    from luthier import app
+
     return app.run(chosen)
 
 

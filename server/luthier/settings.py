@@ -81,14 +81,20 @@ class Settings(BaseSettings):
         return self.database_url or f"sqlite:///{self.home.absolute() / 'luthier.db'}"
 
 
-def from_flags(arguments: list[str]) -> Settings:
+class WorkerSettings(Settings):
+    """The same of a process that only does operations."""
+
+    model_config = SettingsConfigDict(cli_prog_name="luthier worker")
+
+
+def from_flags(kind: type[Settings], arguments: list[str]) -> Settings:
     """Settings from command-line flags, then environment, then file."""
     # The home is needed before the rest, to find the file in it.
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--home")
     home = parser.parse_known_args(arguments)[0].home
     given: dict[str, Any] = {"home": home} if home else {}
-    return CliApp.run(Settings, cli_args=arguments, **given)
+    return CliApp.run(kind, cli_args=arguments, **given)
 
 
 def _is_loopback(host: str) -> bool:

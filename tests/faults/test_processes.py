@@ -14,8 +14,17 @@ from google.rpc import code_pb2
 
 from luthier.tasks.recommendation.v1 import recommendation_pb2 as recommendation
 from luthier.tasks.recommendation.v1 import recommendation_pb2_grpc as recommendation_grpc
-from luthier.v1 import model_pb2, model_pb2_grpc, operation_pb2, operation_pb2_grpc
-from support import Server, children, create_dataset, fine_tune, interactions, serving, status_of
+from luthier.v1 import model_pb2, model_pb2_grpc, operation_pb2
+from support import (
+    Server,
+    children,
+    create_dataset,
+    fine_tune,
+    interactions,
+    serving,
+    status_of,
+    until_training,
+)
 
 # Some seconds of work that ends by itself.
 LONG = recommendation.Config(algorithm=recommendation.ALGORITHM_BPR, factors=64, regularization=0.01, iterations=4000)
@@ -26,15 +35,6 @@ def submit(server: Server, config: recommendation.Config, model: str = "m") -> o
     request = model_pb2.FineTuneRequest(model_id=model, task="recommendation", dataset="datasets/shop")
     request.config.Pack(config)
     return server.stub(model_pb2_grpc.ModelServiceStub).FineTune(request)
-
-
-def until_training(server: Server, operation: operations_pb2.Operation) -> None:
-    """Returns once the operation is in the middle of its training."""
-    stub = server.stub(operation_pb2_grpc.OperationServiceStub)
-    for event in stub.WatchOperation(operation_pb2.WatchOperationRequest(name=operation.name), timeout=60):
-        if event.HasField("progress") and event.progress.stage == "training":
-            return
-    pytest.fail("the training was over before it was seen")
 
 
 def test_a_killed_worker_is_replaced_and_publishes_once(tmp_path: Path, database_url: str) -> None:

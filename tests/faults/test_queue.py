@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -12,13 +14,13 @@ from pathlib import Path
 
 import grpc
 import pytest
-from google.longrunning import operations_pb2
+from google.longrunning import operations_pb2, operations_pb2_grpc
 
 from luthier.tasks.recommendation.v1 import recommendation_pb2 as recommendation
 from luthier.tasks.recommendation.v1 import recommendation_pb2_grpc as recommendation_grpc
-from luthier.v1 import model_pb2, model_pb2_grpc, operation_pb2, operation_pb2_grpc
+from luthier.v1 import model_pb2, model_pb2_grpc, operation_pb2
 from postgres import Cluster
-from support import Server, children, create_dataset, fine_tune, interactions, serving
+from support import Server, children, create_dataset, fine_tune, interactions, serving, until_training
 
 LONG = recommendation.Config(algorithm=recommendation.ALGORITHM_BPR, factors=64, regularization=0.01, iterations=4000)
 QUICK = recommendation.Config(algorithm=recommendation.ALGORITHM_POPULARITY)
@@ -64,15 +66,34 @@ def test_two_servers_publish_each_operation_once(tmp_path: Path, database_url: s
         assert min(workers) > 0, "one server did all the work"
 
 
+def test_a_worker_takes_up_what_a_server_is_asked(tmp_path: Path, database_url: str) -> None:
+    flags = ["--home", str(tmp_path), "--database-url", database_url]
+    command = [sys.executable, "-m", "luthier", "worker", *flags]
+    with (
+        serving(tmp_path, *flags[2:], "--trainings", "0") as server,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as worker,
+    ):
+        shop(server, tmp_path)
+        version = server.result(submit(server, "m"), model_pb2.ModelVersion)
+        asked = recommendation.RecommendRequest(model="m", instances=[recommendation.Instance(user="u1")])
+        answer = server.stub(recommendation_grpc.RecommendationServiceStub).Recommend
+        assert answer(asked).model_version == version.name
+        left = submit(server, "n", LONG)
+        until_training(server, left)
+        worker.terminate()
+        assert worker.wait(20) == 0
+        found = server.stub(operations_pb2_grpc.OperationsStub).GetOperation(
+            operations_pb2.GetOperationRequest(name=left.name)
+        )
+        assert metadata(found).state == operation_pb2.OperationMetadata.STATE_PENDING
+
+
 def test_a_worker_that_slept_past_its_lease_publishes_nothing(tmp_path: Path, database_url: str) -> None:
     flags = ["--database-url", database_url, "--lease-s", "1"]
     with serving(tmp_path, *flags) as one:
         shop(one, tmp_path)
         operation = submit(one, "m", LONG)
-        watch = operation_pb2.WatchOperationRequest(name=operation.name)
-        for event in one.stub(operation_pb2_grpc.OperationServiceStub).WatchOperation(watch, timeout=60):
-            if event.HasField("progress") and event.progress.stage == "training":
-                break
+        until_training(one, operation)
         asleep = children(one.process.pid)
         for pid in asleep:
             os.kill(pid, signal.SIGSTOP)

@@ -10,9 +10,9 @@ from luthier_client import server
 
 def main() -> None:
     """Runs the command line of this process and exits with its status."""
-    if sys.argv[1:2] == ["serve"]:
+    if sys.argv[1:2] in (["serve"], ["worker"]):
         # Before anything else is imported: a server should be up at once.
-        sys.exit(server.serve(sys.argv[2:]))
+        sys.exit(server.become(sys.argv[1], sys.argv[2:]))
     from luthier_client.cli.app import app
 
     try:

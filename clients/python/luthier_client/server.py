@@ -11,13 +11,17 @@ WRONG_USE = 2
 _NEEDED = ("onnxruntime", "sqlalchemy")
 
 
-def serve(arguments: Sequence[str]) -> int:
-    """Becomes `python -m luthier`. Returns only where the server is not installed, with the exit status for that."""
+def become(program: str, arguments: Sequence[str]) -> int:
+    """Becomes `python -m luthier`: a server, or by the program `worker` a process that only does operations.
+
+    Returns only where the server is not installed, with the exit status for that.
+    """
     if missing := [package for package in _NEEDED if find_spec(package) is None]:
         print(
-            f"luthier serve: {' and '.join(missing)} not found. The server comes with an extra of this package:\n"
+            f"luthier {program}: {' and '.join(missing)} not found. The server comes with an extra of this package:\n"
             "  pip install 'luthier[serve]'",
             file=sys.stderr,
         )
         return WRONG_USE
-    os.execv(sys.executable, [sys.executable, "-m", "luthier", *arguments])
+    worker = ["worker"] if program == "worker" else []
+    os.execv(sys.executable, [sys.executable, "-m", "luthier", *worker, *arguments])

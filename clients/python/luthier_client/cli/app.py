@@ -40,7 +40,15 @@ def root(
 )
 def serve(ctx: typer.Context) -> None:
     """Start a server. `luthier serve --help` lists its options."""
-    raise typer.Exit(server.serve(ctx.args))
+    raise typer.Exit(server.become("serve", ctx.args))
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def worker(ctx: typer.Context) -> None:
+    """Take up a server's operations, on this machine or another. `luthier worker --help` lists its options."""
+    raise typer.Exit(server.become("worker", ctx.args))
 
 
 @app.command()

@@ -1,0 +1,33 @@
+"""A process that takes up operations and serves nothing: the workers of a server, on this machine or another."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+import structlog
+
+from luthier.database import Database
+from luthier.operations import Operations
+from luthier.settings import Settings
+from luthier.store import Store
+from luthier.supervisor import Supervisor
+
+log = structlog.get_logger()
+
+
+def run(settings: Settings) -> int:
+    """Takes up operations until SIGTERM or SIGINT, gives back those that have not ended, and returns 0."""
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    database = Database(settings.database)
+    database.migrate()
+    supervisor = Supervisor(settings, Operations(database), Store(settings.home))
+    supervisor.start()
+    print(f"taking up operations of {settings.home}", flush=True)
+    ended.wait()
+    log.info("stopping")
+    supervisor.stop()
+    database.close()
+    return 0
