@@ -27,13 +27,19 @@ def main() -> int:
             field = "-".join(map(str, problem["loc"])).replace("_", "-")
             print(f"luthier {program}: {'--' + field + ': ' if field else ''}{problem['msg']}", file=sys.stderr)
         return 2
-    if works:
-        from luthier import workshop
+    from luthier.database import NewerDatabase
 
-        return workshop.run(chosen)
-    from luthier import app
+    try:
+        if works:
+            from luthier import workshop
 
-    return app.run(chosen)
+            return workshop.run(chosen)
+        from luthier import app
+
+        return app.run(chosen)
+    except NewerDatabase as error:
+        print(f"luthier {program}: {error}; start that release, or restore a backup", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from luthier.tasks.text_classification.v1 import text_classification_pb2 as text
 from luthier.v1 import model_pb2, model_pb2_grpc, operation_pb2, operation_pb2_grpc
 from support import Server, children, create_dataset, serving
 
-CONFIG = text.Config(epochs=12, batch_size=8, dropout=0.2)
+CONFIG = text.Config(epochs=10, batch_size=8, dropout=0.2, patience=0)
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 """Sums are taken in one order then, so that the same steps come to the same weights."""
 
@@ -63,14 +63,15 @@ def until_saved(server: Server, operation: operations_pb2.Operation, after: int,
     pytest.fail("the stream ended")
 
 
-def until_paused(server: Server, operation: operations_pb2.Operation, after: int) -> None:
-    """Waits until an operation is held and its worker has gone."""
+def until_paused(server: Server, operation: operations_pb2.Operation, after: int) -> int:
+    """Waits until an operation is held and its worker has gone; returns the sequence number of that event."""
     for event in events(server, operation, after):
         if event.state == operation_pb2.OperationMetadata.STATE_PAUSED:
             break
     deadline = time.monotonic() + 5
     while children(server.process.pid) and time.monotonic() < deadline:
         time.sleep(0.05)
+    return event.sequence
 
 
 def trainer_of(server: Server) -> int:
@@ -97,7 +98,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path, database_
         sequence, step = until_saved(server, operation, sequence, int(steps * 0.55))
         pause = operation_pb2.PauseOperationRequest(name=operation.name)
         server.stub(operation_pb2_grpc.OperationServiceStub).PauseOperation(pause)
-        until_paused(server, operation, sequence)
+        sequence = until_paused(server, operation, sequence)
         assert not children(server.process.pid)
         resume = operation_pb2.ResumeOperationRequest(name=operation.name)
         server.stub(operation_pb2_grpc.OperationServiceStub).ResumeOperation(resume)
@@ -109,7 +110,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path, database_
     with serving(tmp_path, *flags, **ONE_THREAD) as server:
         found = server.result(operation, model_pb2.ModelVersion)
         said = [event.message for event in events(server, operation) if event.HasField("message")]
-    went_on = [int(message.split()[3]) for message in said if message.startswith("goes on after step")]
+    went_on = [int(message.split()[4]) for message in said if message.startswith("goes on after step")]
     assert len(went_on) == 4, said
     assert all(step >= saved for step, saved in zip(went_on, killed_at, strict=True)), (went_on, killed_at)
     assert found.training["steps"] == steps

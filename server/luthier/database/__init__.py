@@ -14,6 +14,8 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 HEAD = "0003"
 """The newest migration; a test compares it with the migrations there are."""
+_MIGRATION = 0x1A711E5
+"""The number of the lock under which PostgreSQL is migrated."""
 
 metadata = sa.MetaData()
 
@@ -151,6 +153,10 @@ revisions = sa.Table(
 )
 
 
+class NewerDatabase(Exception):
+    """The database was migrated by a newer release, which this one cannot read."""
+
+
 class Database:
     """Transactions on SQLite or PostgreSQL."""
 
@@ -178,7 +184,10 @@ class Database:
             yield connection
 
     def migrate(self) -> None:
-        """Brings the schema to HEAD. Alembic costs 0.2 s to import, so it is asked only where there is work."""
+        """Brings the schema to HEAD; raises NewerDatabase where it is past that.
+
+        Alembic costs 0.2 s to import, so it is asked only where there is work.
+        """
         with self.engine.connect() as connection:
             if sa.inspect(connection).has_table("alembic_version"):
                 current = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
@@ -186,12 +195,19 @@ class Database:
                     return
         from alembic import command
         from alembic.config import Config
+        from alembic.util import CommandError
 
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
         with self.write() as connection:
+            if connection.dialect.name == "postgresql":
+                # Servers that start at once migrate one after the other; SQLite's write lock does the same.
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION)))
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            try:
+                command.upgrade(config, "head")
+            except CommandError as error:
+                raise NewerDatabase(f"the database is of a newer release: {error}") from error
 
     def close(self) -> None:
         """Closes all connections."""

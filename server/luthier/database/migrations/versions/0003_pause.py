@@ -12,3 +12,7 @@ down_revision = "0002"
 
 def upgrade() -> None:
     op.add_column("operations", sa.Column("pause_requested", sa.Boolean, nullable=False, server_default=sa.false()))
+
+
+def downgrade() -> None:
+    op.drop_column("operations", "pause_requested")
