@@ -1,45 +1,62 @@
-"""`python -m luthier`: the server, and with `worker` before the flags a process that only does operations.
+"""`python -m luthier [PROGRAM]`: the server, or another program that works on its home and database.
 
-`luthier serve` and `luthier worker` run them too.
+`luthier serve` and the commands of the other programs' names run them too.
 """
 
 from __future__ import annotations
 
 import gc
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from luthier.settings import Settings
 
 
 def main() -> int:
-    """Reads settings and serves, or works. Exit status 2 for settings that do not hold."""
+    """Reads settings and runs the program. Exit status 2 for settings that do not hold, 1 where it fails."""
     # Nothing that an import makes is garbage, and looking for it takes an eighth of the start.
     gc.disable()
     from pydantic import ValidationError
 
     from luthier import logs, settings
 
-    works = sys.argv[1:2] == ["worker"]
-    program, kind = ("worker", settings.WorkerSettings) if works else ("serve", settings.Settings)
+    program, flags = ("serve", sys.argv[1:])
+    if flags and flags[0] in settings.OF_PROGRAMS:
+        program, *flags = flags
     logs.configure()
     try:
-        chosen = settings.from_flags(kind, sys.argv[1 + works :])
+        chosen = settings.from_flags(program, flags)
     except ValidationError as error:
         for problem in error.errors():
             field = "-".join(map(str, problem["loc"])).replace("_", "-")
             print(f"luthier {program}: {'--' + field + ': ' if field else ''}{problem['msg']}", file=sys.stderr)
         return 2
+
     from luthier.database import NewerDatabase
 
     try:
-        if works:
-            from luthier import workshop
-
-            return workshop.run(chosen)
-        from luthier import app
-
-        return app.run(chosen)
+        return _run(program, chosen)
     except NewerDatabase as error:
         print(f"luthier {program}: {error}; start that release, or restore a backup", file=sys.stderr)
         return 1
+
+
+def _run(program: str, chosen: Settings) -> int:
+    # Each is imported only where it runs: a server should be up at once.
+    match program:
+        case "worker":
+            from luthier import workshop
+
+            return workshop.run(chosen)
+        case "backup" | "restore":
+            from luthier import backup
+
+            return backup.run(program, chosen)
+        case _:
+            from luthier import app
+
+            return app.run(chosen)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliApp,
+    CliPositionalArg,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -87,14 +88,38 @@ class WorkerSettings(Settings):
     model_config = SettingsConfigDict(cli_prog_name="luthier worker")
 
 
-def from_flags(kind: type[Settings], arguments: list[str]) -> Settings:
-    """Settings from command-line flags, then environment, then file."""
+class BackupSettings(Settings):
+    """What to write a home into."""
+
+    model_config = SettingsConfigDict(cli_prog_name="luthier backup")
+
+    file: CliPositionalArg[Path] = Field(description="File to write.")
+
+
+class RestoreSettings(Settings):
+    """What to make a home of."""
+
+    model_config = SettingsConfigDict(cli_prog_name="luthier restore")
+
+    file: CliPositionalArg[Path] = Field(description="File that `luthier backup` wrote.")
+
+
+OF_PROGRAMS: dict[str, type[Settings]] = {
+    "serve": Settings,
+    "worker": WorkerSettings,
+    "backup": BackupSettings,
+    "restore": RestoreSettings,
+}
+
+
+def from_flags(program: str, arguments: list[str]) -> Settings:
+    """Settings of a program from command-line flags, then environment, then file."""
     # The home is needed before the rest, to find the file in it.
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--home")
     home = parser.parse_known_args(arguments)[0].home
     given: dict[str, Any] = {"home": home} if home else {}
-    return CliApp.run(kind, cli_args=arguments, **given)
+    return CliApp.run(OF_PROGRAMS[program], cli_args=arguments, **given)
 
 
 def _is_loopback(host: str) -> bool:

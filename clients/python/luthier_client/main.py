@@ -10,7 +10,7 @@ from luthier_client import server
 
 def main() -> None:
     """Runs the command line of this process and exits with its status."""
-    if sys.argv[1:2] in (["serve"], ["worker"]):
+    if sys.argv[1:2] and sys.argv[1] in server.PROGRAMS:
         # Before anything else is imported: a server should be up at once.
         sys.exit(server.become(sys.argv[1], sys.argv[2:]))
     from luthier_client.cli.app import app

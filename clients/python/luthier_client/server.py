@@ -11,8 +11,12 @@ WRONG_USE = 2
 _NEEDED = ("onnxruntime", "sqlalchemy")
 
 
+PROGRAMS = ("serve", "worker", "backup", "restore")
+"""What `python -m luthier` can be."""
+
+
 def become(program: str, arguments: Sequence[str]) -> int:
-    """Becomes `python -m luthier`: a server, or by the program `worker` a process that only does operations.
+    """Becomes `python -m luthier`, as one of its programs.
 
     Returns only where the server is not installed, with the exit status for that.
     """
@@ -23,5 +27,4 @@ def become(program: str, arguments: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return WRONG_USE
-    worker = ["worker"] if program == "worker" else []
-    os.execv(sys.executable, [sys.executable, "-m", "luthier", *worker, *arguments])
+    os.execv(sys.executable, [sys.executable, "-m", "luthier", program, *arguments])

@@ -183,15 +183,22 @@ class Database:
         with self.engine.connect().execution_options(write=True) as connection, connection.begin():
             yield connection
 
-    def migrate(self) -> None:
-        """Brings the schema to HEAD; raises NewerDatabase where it is past that.
+    @contextmanager
+    def snapshot(self) -> Iterator[sa.Connection]:
+        """A transaction that only reads, and sees all tables as they are at one moment."""
+        level = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
+        with self.engine.connect().execution_options(**level) as connection, connection.begin():
+            yield connection
+
+    def migrate(self, revision: str = HEAD) -> None:
+        """Brings the schema to a revision; raises NewerDatabase where it is past all that this release knows.
 
         Alembic costs 0.2 s to import, so it is asked only where there is work.
         """
         with self.engine.connect() as connection:
             if sa.inspect(connection).has_table("alembic_version"):
                 current = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
-                if current == HEAD:
+                if current == revision:
                     return
         from alembic import command
         from alembic.config import Config
@@ -205,7 +212,7 @@ class Database:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION)))
             config.attributes["connection"] = connection
             try:
-                command.upgrade(config, "head")
+                command.upgrade(config, revision)
             except CommandError as error:
                 raise NewerDatabase(f"the database is of a newer release: {error}") from error
 

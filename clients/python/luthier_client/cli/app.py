@@ -35,20 +35,20 @@ def root(
         raise typer.Exit
 
 
-@app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
-)
-def serve(ctx: typer.Context) -> None:
-    """Start a server. `luthier serve --help` lists its options."""
-    raise typer.Exit(server.become("serve", ctx.args))
+def _program(name: str, help: str) -> None:
+    """A command that hands over to a program of the server's distribution, which has its own --help."""
+
+    def hand_over(ctx: typer.Context) -> None:
+        raise typer.Exit(server.become(name, ctx.args))
+
+    passed_on = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+    app.command(name, help=f"{help} `luthier {name} --help` lists its options.", context_settings=passed_on)(hand_over)
 
 
-@app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
-)
-def worker(ctx: typer.Context) -> None:
-    """Take up a server's operations, on this machine or another. `luthier worker --help` lists its options."""
-    raise typer.Exit(server.become("worker", ctx.args))
+_program("serve", "Start a server.")
+_program("worker", "Take up a server's operations, on this machine or another.")
+_program("backup", "Write a home into one file.")
+_program("restore", "Make a home of a backup.")
 
 
 @app.command()
