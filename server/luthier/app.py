@@ -98,7 +98,7 @@ class App:
             BaseService(catalogue, store, operations, registry, self._plugins), pooled
         )
         dataset_pb2_grpc.add_DatasetServiceServicer_to_server(
-            DatasetService(registry, store, operations, self._plugins), pooled
+            DatasetService(registry, store, operations, self._plugins, self._settings.upload_idle_s), pooled
         )
         model_pb2_grpc.add_ModelServiceServicer_to_server(
             ModelService(registry, store, operations, self._plugins, catalogue), pooled
@@ -143,6 +143,7 @@ class App:
         self._set_health(health_pb2.HealthCheckResponse.SERVING)
         for id in self._registry.expired_uploads(time.time() - UPLOADS_KEPT_S):
             self._store.upload(id).unlink(missing_ok=True)
+        self._store.clear_partials(time.time() - UPLOADS_KEPT_S)
         return port
 
     def stop(self) -> None:

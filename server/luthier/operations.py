@@ -18,6 +18,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2, status_pb2
+from sqlalchemy.sql.dml import ReturningInsert
 
 from luthier.database import Database, bump, events, now, operations
 from luthier.errors import AlreadyExists, Cancelled, FailedPrecondition, LuthierError, NotFound, Unavailable
@@ -340,13 +341,13 @@ def _fingerprint(kind: Kind, asked: Request) -> str:
     return hashlib.sha256(bytes([kind]) + asked.SerializeToString(deterministic=True)).hexdigest()
 
 
-def _insert_or_skip(connection: sa.Connection, row: dict[str, object]) -> sa.ReturningInsert[tuple[str]]:
+def _insert_or_skip(connection: sa.Connection, row: dict[str, object]) -> ReturningInsert[tuple[str]]:
     """Inserts an operation and gives its id back, or does neither where its request id is there already."""
     from sqlalchemy.dialects import postgresql, sqlite
 
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
     insert = dialect.insert(operations).values(row).on_conflict_do_nothing(index_elements=["request_id"])
-    inserted: sa.ReturningInsert[tuple[str]] = insert.returning(operations.c.id)
+    inserted: ReturningInsert[tuple[str]] = insert.returning(operations.c.id)
     return inserted
 
 

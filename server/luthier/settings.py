@@ -51,6 +51,7 @@ class Settings(BaseSettings):
         60.0, ge=0, description="Least seconds between two saves of where a training stands, to go on from there."
     )
     poll_s: float = Field(0.1, gt=0, le=0.25, description="Seconds between looks at what other processes changed.")
+    upload_idle_s: float = Field(60.0, gt=0, description="Seconds after which an upload that brings nothing is ended.")
     drain_s: float = Field(20.0, ge=0, description="Seconds that calls in flight get to finish at SIGTERM.")
 
     @classmethod

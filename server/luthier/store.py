@@ -20,6 +20,16 @@ class Store:
         """The file of an upload."""
         return self.home / "uploads" / id
 
+    def partial(self, sha256: str) -> Path:
+        """The file of an upload that is not whole yet, by the hash of what it is to become."""
+        return self.home / "uploads" / f"{sha256}.partial"
+
+    def clear_partials(self, before: float) -> None:
+        """Removes what broken uploads left behind and nobody has gone on with since a time."""
+        for path in (self.home / "uploads").glob("*.partial"):
+            if path.stat().st_mtime < before:
+                path.unlink(missing_ok=True)
+
     def dataset(self, digest: str) -> Path:
         """The folder of a data set version."""
         return self.home / "datasets" / digest

@@ -16,7 +16,7 @@ import typer.main
 from typer.core import TyperGroup
 
 from luthier import errors, hookspecs
-from luthier.settings import Settings
+from luthier.settings import OF_PROGRAMS, Settings
 from luthier.task import Task
 from luthier_client.cli.app import app
 from luthier_demo import bookshop
@@ -119,8 +119,8 @@ def test_the_python_block_of_the_readme_runs(
 
 def check_command(words: list[str]) -> None:
     """Fails unless the words are a command of the program, or the beginning of one, with options that it has."""
-    if words[0] == "serve":
-        flags = {f"--{name.replace('_', '-')}" for name in Settings.model_fields}
+    if words[0] in OF_PROGRAMS:
+        flags = {f"--{name.replace('_', '-')}" for name in OF_PROGRAMS[words[0]].model_fields}
         unknown = [word for word in words[1:] if word.startswith("--") and word not in flags | {"--help"}]
         assert not unknown, f"luthier {' '.join(words)}"
         return

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import grpc
 import pytest
+import sqlalchemy as sa
 from google.longrunning import operations_pb2, operations_pb2_grpc
 
+from luthier.database import operations
 from luthier.tasks.recommendation.v1 import recommendation_pb2 as recommendation
 from luthier.tasks.recommendation.v1 import recommendation_pb2_grpc as recommendation_grpc
 from luthier.v1 import model_pb2, model_pb2_grpc, operation_pb2
@@ -45,6 +47,24 @@ def metadata(operation: operations_pb2.Operation) -> operation_pb2.OperationMeta
     found = operation_pb2.OperationMetadata()
     assert operation.metadata.Unpack(found)
     return found
+
+
+def put_to_sleep(processes: list[int], database_url: str) -> None:
+    """Stops processes between two transactions: asleep in one they would keep the database from everybody."""
+    patience = {"timeout": 0.2} if database_url.startswith("sqlite") else {"options": "-c lock_timeout=200"}
+    engine = sa.create_engine(database_url, connect_args=patience, poolclass=sa.NullPool)
+    for _ in range(20):
+        for pid in processes:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            with engine.connect() as connection:
+                connection.execute(operations.update().values(attempt=operations.c.attempt))
+                return
+        except sa.exc.OperationalError:
+            for pid in processes:
+                os.kill(pid, signal.SIGCONT)
+            time.sleep(0.1)
+    raise AssertionError("they are always in a transaction")
 
 
 @pytest.mark.parametrize("count", [16, pytest.param(200, marks=pytest.mark.slow)])
@@ -95,8 +115,7 @@ def test_a_worker_that_slept_past_its_lease_publishes_nothing(tmp_path: Path, da
         operation = submit(one, "m", LONG)
         until_training(one, operation)
         asleep = children(one.process.pid)
-        for pid in asleep:
-            os.kill(pid, signal.SIGSTOP)
+        put_to_sleep(asleep, database_url)
         with serving(tmp_path, *flags) as two:
             done = two.wait(operation)
             assert metadata(done).attempt == 2

@@ -31,7 +31,7 @@ from luthier.v1 import (
 )
 from luthier.v1.prediction_pb2 import PredictResponse
 from luthier_client import channels, names, requests, transfer
-from luthier_client.errors import translated
+from luthier_client.errors import Unavailable, translated
 from luthier_client.operation import AsyncOperation
 from luthier_client.requests import Files, Instance, PathLike, Predictions, Rendered
 from luthier_client.schema import Schema
@@ -179,13 +179,25 @@ class AsyncClient:
     # Data sets.
 
     async def upload(self, path: PathLike) -> dataset_pb2.Upload:
-        """Sends a file, or a folder as a zip, checked by SHA-256, and returns what the server calls it."""
+        """Sends a file, or a folder as a zip, checked by SHA-256, and returns what the server calls it.
+
+        What the server holds of it already is not sent again, and an upload that breaks goes on where it broke.
+        """
         with ExitStack() as stack:
             file = await asyncio.to_thread(stack.enter_context, transfer.as_file(Path(path)))
             header = await asyncio.to_thread(transfer.upload_header, file)
-            with translated():
-                upload: dataset_pb2.Upload = await self._datasets.UploadFiles(transfer.upload_messages(file, header))
-        return upload
+            patience = transfer.Patience()
+            while True:
+                try:
+                    found = await self._call(self._datasets.FindUpload, requests.find_upload(header))
+                    header.offset = found.received_bytes
+                    with translated():
+                        sent: dataset_pb2.Upload = await self._datasets.UploadFiles(
+                            transfer.upload_messages(file, header)
+                        )
+                        return sent
+                except Unavailable as error:
+                    await asyncio.sleep(patience.after(error, header.offset))
 
     async def create_dataset(
         self,

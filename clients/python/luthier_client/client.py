@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +29,7 @@ from luthier.v1 import (
     task_pb2_grpc,
 )
 from luthier_client import channels, names, requests, transfer
-from luthier_client.errors import translated
+from luthier_client.errors import Unavailable, translated
 from luthier_client.operation import Operation
 from luthier_client.requests import Files, Instance, PathLike, Predictions, Rendered
 from luthier_client.schema import Schema
@@ -177,11 +178,21 @@ class Client:
     # Data sets.
 
     def upload(self, path: PathLike) -> dataset_pb2.Upload:
-        """Sends a file, or a folder as a zip, checked by SHA-256, and returns what the server calls it."""
-        with transfer.as_file(Path(path)) as file, translated():
+        """Sends a file, or a folder as a zip, checked by SHA-256, and returns what the server calls it.
+
+        What the server holds of it already is not sent again, and an upload that breaks goes on where it broke.
+        """
+        with transfer.as_file(Path(path)) as file:
             header = transfer.upload_header(file)
-            upload: dataset_pb2.Upload = self._datasets.UploadFiles(transfer.upload_messages(file, header))
-        return upload
+            patience = transfer.Patience()
+            while True:
+                try:
+                    header.offset = self._call(self._datasets.FindUpload, requests.find_upload(header)).received_bytes
+                    with translated():
+                        sent: dataset_pb2.Upload = self._datasets.UploadFiles(transfer.upload_messages(file, header))
+                        return sent
+                except Unavailable as error:
+                    time.sleep(patience.after(error, header.offset))
 
     def create_dataset(
         self,

@@ -13,7 +13,14 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
 
 from luthier.v1.base_pb2 import ImportBaseRequest, ImportedFile, Preprocessing
-from luthier.v1.dataset_pb2 import CreateDatasetRequest, DatasetFile, Split, Upload
+from luthier.v1.dataset_pb2 import (
+    CreateDatasetRequest,
+    DatasetFile,
+    FindUploadRequest,
+    Split,
+    Upload,
+    UploadHeader,
+)
 from luthier.v1.evaluation_pb2 import EvaluateRequest
 from luthier.v1.model_pb2 import FineTuneRequest, Model, Quantization
 from luthier.v1.prediction_pb2 import PredictRequest, PredictResponse, RenderRequest
@@ -140,6 +147,11 @@ def fine_tune(
         parity_tolerance=parity_tolerance,
         quantization=Quantization(tolerance=int8_tolerance) if int8 or int8_tolerance is not None else None,
     )
+
+
+def find_upload(header: UploadHeader) -> FindUploadRequest:
+    """The request for how much the server holds of a file."""
+    return FindUploadRequest(sha256=header.sha256)
 
 
 def evaluate(model: str, *, dataset: str, split: str) -> EvaluateRequest:

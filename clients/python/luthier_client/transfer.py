@@ -16,11 +16,13 @@ from typing import BinaryIO
 
 from luthier.v1.dataset_pb2 import UploadFilesRequest, UploadHeader
 from luthier.v1.model_pb2 import BundleFile, DownloadVersionResponse
-from luthier_client.errors import DataLoss
+from luthier_client.errors import DataLoss, Unavailable
 
 CHUNK_BYTES = 512 * 1024
 """Half of what the server takes at most in a message."""
 
+DELAYS_S = (0.2, 0.5, 1.0, 2.0, 4.0)
+"""Between tries of an upload that brought nothing more."""
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 """The earliest time that a zip can state."""
@@ -52,11 +54,28 @@ def upload_header(path: Path) -> UploadHeader:
 
 
 def upload_messages(path: Path, header: UploadHeader) -> Iterator[UploadFilesRequest]:
-    """The header, then the chunks of a file."""
+    """The header, then the chunks of a file from where the header says."""
     yield UploadFilesRequest(header=header)
     with path.open("rb") as file:
+        file.seek(header.offset)
         while chunk := file.read(CHUNK_BYTES):
             yield UploadFilesRequest(chunk=chunk)
+
+
+class Patience:
+    """How long to wait before a broken upload goes on, and when to give up: after some tries that brought nothing."""
+
+    def __init__(self) -> None:
+        self._delays = iter(DELAYS_S)
+        self._reached = -1
+
+    def after(self, error: Unavailable, reached: int) -> float:
+        """Seconds to wait before the next try, from where the last one began; raises the error where none is left."""
+        if reached > self._reached:
+            self._reached, self._delays = reached, iter(DELAYS_S)
+        for delay in self._delays:
+            return delay
+        raise error
 
 
 @contextmanager

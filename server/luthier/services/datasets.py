@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import grpc
 from google.longrunning import operations_pb2
 from google.protobuf.empty_pb2 import Empty
 
 from luthier import names, paging
-from luthier.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
+from luthier.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from luthier.operations import Operations
 from luthier.plugins import Plugins
 from luthier.registry import Registry
+from luthier.services.watchdog import Watchdog
 from luthier.store import Store
 from luthier.task import PARTS, Task
 from luthier.v1 import dataset_pb2, dataset_pb2_grpc
@@ -32,7 +35,11 @@ FREE_BYTES = 2**30
 class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
     """Uploads and data sets."""
 
-    def __init__(self, registry: Registry, store: Store, operations: Operations, plugins: Plugins) -> None:
+    def __init__(
+        self, registry: Registry, store: Store, operations: Operations, plugins: Plugins, idle_s: float
+    ) -> None:
+        """`idle_s` is how long an upload may bring nothing before it is ended."""
+        self._idle_s = idle_s
         self._registry = registry
         self._store = store
         self._operations = operations
@@ -47,18 +54,25 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
             raise InvalidArgument({"header": "the first message of an upload must be its header"})
         header = self._checked(first.header)
         id = uuid.uuid4().hex
-        path = self._store.upload(id)
-        partial = path.with_suffix(".partial")
-        try:
-            _receive(request, header, partial)
-            partial.rename(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with Watchdog(self._idle_s, context.cancel) as watchdog:
+            _receive(watchdog.watched(request), header, self._store.partial(header.sha256), self._store.upload(id))
         upload = dataset_pb2.Upload(
             name=f"uploads/{id}", filename=header.filename, size_bytes=header.size_bytes, sha256=header.sha256
         )
         self._registry.add_upload(id, upload)
         return upload
+
+    def FindUpload(
+        self, request: dataset_pb2.FindUploadRequest, context: grpc.ServicerContext
+    ) -> dataset_pb2.FindUploadResponse:
+        """How much there is of an upload that broke."""
+        if not _is_sha256(request.sha256):
+            raise InvalidArgument({"sha256": _SHA256})
+        try:
+            held = self._store.partial(request.sha256).stat().st_size
+        except FileNotFoundError:
+            held = 0
+        return dataset_pb2.FindUploadResponse(received_bytes=held)
 
     def CreateDataset(
         self, request: dataset_pb2.CreateDatasetRequest, context: grpc.ServicerContext
@@ -117,12 +131,14 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
             violations["header.filename"] = "the name of a file, without folders, at most 255 characters"
         if not 0 <= header.size_bytes <= MOST_UPLOAD_BYTES:
             violations["header.size_bytes"] = f"between 0 and {MOST_UPLOAD_BYTES}"
-        if len(header.sha256) != 64 or not set(header.sha256) <= set("0123456789abcdef"):
-            violations["header.sha256"] = "64 small hexadecimal digits"
+        if not _is_sha256(header.sha256):
+            violations["header.sha256"] = _SHA256
+        if not 0 <= header.offset <= header.size_bytes:
+            violations["header.offset"] = "between 0 and the size of the file"
         if violations:
             raise InvalidArgument(violations)
         free = shutil.disk_usage(self._store.home).free
-        if header.size_bytes + FREE_BYTES > free:
+        if header.size_bytes - header.offset + FREE_BYTES > free:
             raise FailedPrecondition(f"the server's disk has no room for {header.size_bytes} bytes")
         return header
 
@@ -185,11 +201,21 @@ def _misfit(task: Task, filename: str, format: str) -> str:
     return ""
 
 
-def _receive(messages: Iterator[dataset_pb2.UploadFilesRequest], header: dataset_pb2.UploadHeader, path: Path) -> None:
-    """Writes chunks to a file, through to the disk; raises DataLoss where they are not what the header announced."""
-    digest = hashlib.sha256()
-    size = 0
-    with path.open("wb") as file:
+def _receive(
+    messages: Iterator[dataset_pb2.UploadFilesRequest],
+    header: dataset_pb2.UploadHeader,
+    partial: Path,
+    path: Path,
+) -> None:
+    """Writes chunks to a file, through to the disk, and gives it its name once it is whole.
+
+    What came before a stream breaks stays, to go on from. Raises DataLoss where the whole is not what the header
+    announced, FailedPrecondition where less is there than it begins behind, Unavailable while another stream brings it:
+    that of the same client too, which may end a moment after its connection broke.
+    """
+    with partial.open("a+b") as file:
+        _lock(file)
+        digest, size = _begin(file, header.offset)
         for message in messages:
             size += len(message.chunk)
             if not 0 < len(message.chunk) <= MOST_CHUNK_BYTES:
@@ -200,5 +226,40 @@ def _receive(messages: Iterator[dataset_pb2.UploadFilesRequest], header: dataset
             file.write(message.chunk)
         file.flush()
         os.fsync(file.fileno())
-    if size != header.size_bytes or digest.hexdigest() != header.sha256:
-        raise DataLoss(f"{size} bytes came that are not the file announced; send it again")
+        # A stream that breaks may look as if it had ended.
+        if size < header.size_bytes:
+            raise DataLoss(f"{size} of {header.size_bytes} bytes came; go on from there")
+        if digest.hexdigest() != header.sha256:
+            partial.unlink()
+            raise DataLoss(f"{size} bytes came that are not the file announced; send it again")
+        partial.rename(path)
+
+
+def _lock(file: IO[bytes]) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise Unavailable("this file is being uploaded already; try again once that has ended") from error
+    # Whoever held it before may have renamed or removed it.
+    if os.fstat(file.fileno()).st_nlink == 0 or not os.path.samestat(os.fstat(file.fileno()), os.stat(file.name)):
+        raise Unavailable("this file was being uploaded until now; ask again what there is of it")
+
+
+def _begin(file: IO[bytes], offset: int) -> tuple[hashlib._Hash, int]:
+    """Leaves so many bytes of what is there; returns their digest so far and their number."""
+    held = os.fstat(file.fileno()).st_size
+    if offset > held:
+        raise FailedPrecondition(f"the server holds {held} bytes of it; go on from there")
+    file.truncate(offset)
+    file.seek(0)
+    digest = hashlib.sha256()
+    while block := file.read(MOST_CHUNK_BYTES):
+        digest.update(block)
+    return digest, offset
+
+
+_SHA256 = "64 small hexadecimal digits"
+
+
+def _is_sha256(text: str) -> bool:
+    return len(text) == 64 and set(text) <= set("0123456789abcdef")

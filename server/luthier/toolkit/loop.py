@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from luthier.task import Run, Stopped
-from luthier.toolkit.checkpoint import BestCheckpoint, SavedState
+from luthier.toolkit.checkpoint import BestCheckpoint, SavedState, Stateful
 from luthier.toolkit.optim import warm_up_then_decay
 from luthier.toolkit.precision import autocast
 from luthier.toolkit.progress import Progress
@@ -77,7 +77,7 @@ def fit(
     schedule = warm_up_then_decay(optimizer, steps, recipe.warmup, recipe.decay)
     checkpoint = BestCheckpoint(module, run.directory, recipe.patience)
     progress = Progress(run, steps)
-    parts = {
+    parts: dict[str, Stateful] = {
         "module": module,
         "optimizer": optimizer,
         "schedule": schedule,

@@ -42,6 +42,11 @@ class DatasetServiceStub:
                 request_serializer=luthier_dot_v1_dot_dataset__pb2.UploadFilesRequest.SerializeToString,
                 response_deserializer=luthier_dot_v1_dot_dataset__pb2.Upload.FromString,
                 _registered_method=True)
+        self.FindUpload = channel.unary_unary(
+                '/luthier.v1.DatasetService/FindUpload',
+                request_serializer=luthier_dot_v1_dot_dataset__pb2.FindUploadRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_dataset__pb2.FindUploadResponse.FromString,
+                _registered_method=True)
         self.CreateDataset = channel.unary_unary(
                 '/luthier.v1.DatasetService/CreateDataset',
                 request_serializer=luthier_dot_v1_dot_dataset__pb2.CreateDatasetRequest.SerializeToString,
@@ -81,6 +86,13 @@ class DatasetServiceServicer:
     def UploadFiles(self, request_iterator, context):
         """Takes one file in chunks of at most 1 MiB. The first message is the header. The answer comes once the bytes are
         on disk and agree with the header's size and SHA-256.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FindUpload(self, request, context):
+        """Says how much the server holds of an upload that broke, to go on from there; 0 where it holds nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -136,6 +148,11 @@ def add_DatasetServiceServicer_to_server(servicer, server):
                     servicer.UploadFiles,
                     request_deserializer=luthier_dot_v1_dot_dataset__pb2.UploadFilesRequest.FromString,
                     response_serializer=luthier_dot_v1_dot_dataset__pb2.Upload.SerializeToString,
+            ),
+            'FindUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindUpload,
+                    request_deserializer=luthier_dot_v1_dot_dataset__pb2.FindUploadRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_dataset__pb2.FindUploadResponse.SerializeToString,
             ),
             'CreateDataset': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateDataset,
@@ -196,6 +213,33 @@ class DatasetService:
             '/luthier.v1.DatasetService/UploadFiles',
             luthier_dot_v1_dot_dataset__pb2.UploadFilesRequest.SerializeToString,
             luthier_dot_v1_dot_dataset__pb2.Upload.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.DatasetService/FindUpload',
+            luthier_dot_v1_dot_dataset__pb2.FindUploadRequest.SerializeToString,
+            luthier_dot_v1_dot_dataset__pb2.FindUploadResponse.FromString,
             options,
             channel_credentials,
             insecure,

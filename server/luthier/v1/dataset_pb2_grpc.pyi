@@ -39,6 +39,8 @@ class DatasetServiceStub:
     """Takes one file in chunks of at most 1 MiB. The first message is the header. The answer comes once the bytes are
     on disk and agree with the header's size and SHA-256.
     """
+    FindUpload: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.FindUploadRequest, _dataset_pb2.FindUploadResponse]
+    """Says how much the server holds of an upload that broke, to go on from there; 0 where it holds nothing."""
     CreateDataset: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.CreateDatasetRequest, _operations_pb2.Operation]
     """Reads, validates, splits and stores uploaded files as a new version of a data set, which is made if it does not
     exist. The operation's response is the DatasetVersion; the same content gives the version that holds it already.
@@ -63,6 +65,8 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     """Takes one file in chunks of at most 1 MiB. The first message is the header. The answer comes once the bytes are
     on disk and agree with the header's size and SHA-256.
     """
+    FindUpload: _aio.UnaryUnaryMultiCallable[_dataset_pb2.FindUploadRequest, _dataset_pb2.FindUploadResponse]  # type: ignore[assignment]
+    """Says how much the server holds of an upload that broke, to go on from there; 0 where it holds nothing."""
     CreateDataset: _aio.UnaryUnaryMultiCallable[_dataset_pb2.CreateDatasetRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Reads, validates, splits and stores uploaded files as a new version of a data set, which is made if it does not
     exist. The operation's response is the DatasetVersion; the same content gives the version that holds it already.
@@ -90,6 +94,14 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         """Takes one file in chunks of at most 1 MiB. The first message is the header. The answer comes once the bytes are
         on disk and agree with the header's size and SHA-256.
         """
+
+    @_abc_1.abstractmethod
+    def FindUpload(
+        self,
+        request: _dataset_pb2.FindUploadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_pb2.FindUploadResponse, _abc.Awaitable[_dataset_pb2.FindUploadResponse]]:
+        """Says how much the server holds of an upload that broke, to go on from there; 0 where it holds nothing."""
 
     @_abc_1.abstractmethod
     def CreateDataset(
