@@ -300,7 +300,7 @@ class Operations:
         with self._database.write() as connection:
             try:
                 row = _claimed(connection, claim)
-            except LeaseLost:
+            except (LeaseLost, NotFound):  # It has ended, and may have been deleted since.
                 return
             state = OperationMetadata.STATE_RUNNING if lost else OperationMetadata.STATE_PENDING
             _update(connection, row.id, state=state, lease_until=0.0)

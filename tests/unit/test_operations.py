@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from luthier.database import HEAD, Database, metadata
-from luthier.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from luthier.errors import AlreadyExists, Cancelled, FailedPrecondition, InvalidArgument, NotFound
 from luthier.operations import MAX_FAULTS, LeaseLost, Operations
 from luthier.v1 import dataset_pb2
 from luthier.v1.operation_pb2 import Checkpoint, OperationEvent, OperationMetadata
@@ -178,6 +178,17 @@ def test_giving_back_in_peace_is_no_fault(operations: Operations) -> None:
         assert claim
         assert claim.attempt == attempt
         operations.release(claim, lost=False)
+
+
+def test_what_was_deleted_at_its_end_cannot_be_given_back_and_disturbs_nobody(operations: Operations) -> None:
+    id = operations.submit(KIND, "datasets/x", REQUEST).name.partition("/")[2]
+    claim = operations.claim([KIND], 60)
+    assert claim
+    operations.fail(claim, Cancelled("cancelled").status())
+    operations.delete(id)
+    operations.release(claim, lost=True)
+    with pytest.raises(NotFound):
+        operations.get(id)
 
 
 def test_a_waiting_operation_is_cancelled_at_once(operations: Operations) -> None:
