@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import postgres
+from luthier.database import Database
 from support import ROOT, Server, serving
 
 
@@ -36,6 +37,15 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path / 'luthier.db'}"
     running: postgres.Cluster = request.getfixturevalue("cluster")
     return running.new_database()
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """One with its tables, of each kind in turn."""
+    database = Database(database_url)
+    database.migrate()
+    yield database
+    database.close()
 
 
 @pytest.fixture(scope="session")

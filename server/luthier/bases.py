@@ -22,7 +22,7 @@ from typing import IO, Any
 import sqlalchemy as sa
 
 from luthier import entries, sources
-from luthier.database import Database, imported_bases, now
+from luthier.database import Database, imported_bases, insert_or_skip, now
 from luthier.entries import Entry
 from luthier.errors import (
     AlreadyExists,
@@ -79,12 +79,10 @@ class Catalogue:
 
     def add(self, connection: sa.Connection, entry: Entry) -> None:
         """Records an imported base; raises AlreadyExists where its id is taken."""
-        if entry.id in self._entries or _rows(connection, entry.id):
-            raise AlreadyExists(f"there is a base {entry.id} already; delete it first, or choose another id")
         record = entries.to_proto(entry).SerializeToString(deterministic=True)
-        connection.execute(
-            imported_bases.insert().values(id=entry.id, digest=entry.digest, record=record, create_time=now())
-        )
+        row = {"id": entry.id, "digest": entry.digest, "record": record, "create_time": now()}
+        if entry.id in self._entries or not insert_or_skip(connection, imported_bases, row):
+            raise AlreadyExists(f"there is a base {entry.id} already; delete it first, or choose another id")
 
     def delete(self, id: str) -> Entry:
         """Forgets an imported base and returns what it was; raises FailedPrecondition for one of a catalogue file."""

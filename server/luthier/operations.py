@@ -18,9 +18,8 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2, status_pb2
-from sqlalchemy.sql.dml import ReturningInsert
 
-from luthier.database import Database, bump, events, now, operations
+from luthier.database import Database, bump, events, insert_or_skip, now, operations
 from luthier.errors import AlreadyExists, Cancelled, FailedPrecondition, LuthierError, NotFound, Unavailable
 from luthier.v1 import base_pb2, dataset_pb2, evaluation_pb2, model_pb2, operation_pb2
 from luthier.v1.operation_pb2 import OperationMetadata
@@ -115,7 +114,7 @@ class Operations:
         }
         with self._database.write() as connection:
             # Where two replicas insert at once, the second waits for the first and then inserts nothing.
-            inserted = connection.execute(_insert_or_skip(connection, row)).first() is not None
+            inserted = insert_or_skip(connection, operations, row)
             if inserted:
                 _append(connection, id, [operation_pb2.OperationEvent(state=OperationMetadata.STATE_PENDING)])
         return self.get(id) if inserted else self.repeated(kind, asked) or self.submit(kind, target, asked, completed)
@@ -339,16 +338,6 @@ def timestamp(seconds: float) -> Timestamp:
 def _fingerprint(kind: Kind, asked: Request) -> str:
     """Tells one request from another."""
     return hashlib.sha256(bytes([kind]) + asked.SerializeToString(deterministic=True)).hexdigest()
-
-
-def _insert_or_skip(connection: sa.Connection, row: dict[str, object]) -> ReturningInsert[tuple[str]]:
-    """Inserts an operation and gives its id back, or does neither where its request id is there already."""
-    from sqlalchemy.dialects import postgresql, sqlite
-
-    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-    insert = dialect.insert(operations).values(row).on_conflict_do_nothing(index_elements=["request_id"])
-    inserted: ReturningInsert[tuple[str]] = insert.returning(operations.c.id)
-    return inserted
 
 
 def _row(connection: sa.Connection, id: str, *, lock: bool = False) -> Row:

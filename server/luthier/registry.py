@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from luthier import database as db
 from luthier import names
-from luthier.database import Database, bump, now
+from luthier.database import Database, bump, insert_or_skip, now
 from luthier.errors import FailedPrecondition, NotFound
 from luthier.names import Versioned
 from luthier.operations import timestamp
@@ -236,11 +236,11 @@ class Registry:
 
     def set_alias(self, model: str, alias: str, number: int) -> model_pb2.Alias:
         """Points an alias at a version; raises NotFound where there is none."""
-        self.model_version(model, number)
         with self._database.write() as connection:
-            where = (db.aliases.c.model == model, db.aliases.c.alias == alias)
-            if not connection.execute(db.aliases.update().where(*where).values(number=number)).rowcount:
-                connection.execute(db.aliases.insert().values(model=model, alias=alias, number=number))
+            _locked_version(connection, model, number, shared=True)
+            if not insert_or_skip(connection, db.aliases, {"model": model, "alias": alias, "number": number}):
+                where = (db.aliases.c.model == model, db.aliases.c.alias == alias)
+                connection.execute(db.aliases.update().where(*where).values(number=number))
             bump(connection, "models")
         return _alias(model, alias, number)
 
@@ -265,8 +265,8 @@ class Registry:
 
     def delete_model_version(self, model: str, number: int) -> Leftovers:
         """Deletes a version as `delete_model` a model; raises FailedPrecondition where an alias names it."""
-        version = self.model_version(model, number)
         with self._database.write() as connection:
+            digest = _locked_version(connection, model, number, shared=False)
             query = sa.select(db.aliases.c.alias).where(db.aliases.c.model == model, db.aliases.c.number == number)
             if held := connection.execute(query).scalars().all():
                 raise FailedPrecondition(f"the alias {', '.join(sorted(held))} points at it; move the alias first")
@@ -274,19 +274,20 @@ class Registry:
             evaluations = _evaluations(connection, (of.c.model == model) & (of.c.model_number == number))
             connection.execute(table.delete().where(table.c.model == model, table.c.number == number))
             bump(connection, "models")
-            return Leftovers(_unreferenced(connection, table, [version.digest]), evaluations)
+            return Leftovers(_unreferenced(connection, table, [digest]), evaluations)
 
     # Evaluations.
 
     def add_evaluation(
         self, connection: sa.Connection, id: str, evaluation: evaluation_pb2.Evaluation
     ) -> evaluation_pb2.Evaluation:
-        """Names and records an evaluation."""
+        """Names and records an evaluation; raises NotFound where its version was deleted meanwhile."""
         evaluation.name = f"evaluations/{id}"
         time = now()
         evaluation.create_time.CopyFrom(timestamp(time))
         model, number = names.parse("models/{model}/versions/{number}", evaluation.model_version)
         dataset, dataset_number = names.parse("datasets/{dataset}/versions/{number}", evaluation.dataset_version)
+        _locked_version(connection, model, int(number), shared=True)
         connection.execute(
             db.evaluations.insert().values(
                 id=id,
@@ -363,11 +364,25 @@ def _parent(connection: sa.Connection, table: sa.Table, id: str, task: str) -> s
     query = sa.select(table).where(table.c.id == id).with_for_update()
     row = connection.execute(query).first()
     if row is None:
-        connection.execute(table.insert().values(id=id, task=task, last_number=0, create_time=now()))
+        # Another transaction may be about to make it too: the first that it has is of both.
+        insert_or_skip(connection, table, {"id": id, "task": task, "last_number": 0, "create_time": now()})
         row = connection.execute(query).one()
     if row.task != task:
         raise FailedPrecondition(f"{table.name}/{id} belongs to the task {row.task}, not to {task}")
     return row
+
+
+def _locked_version(connection: sa.Connection, model: str, number: int, *, shared: bool) -> str:
+    """Keeps others from deleting a version, and where it is not `shared` from naming it too; returns its digest.
+
+    Raises NotFound.
+    """
+    table = db.model_versions
+    query = sa.select(table.c.digest).where(table.c.model == model, table.c.number == number)
+    digest: str | None = connection.execute(query.with_for_update(read=shared)).scalar()
+    if digest is None:
+        raise NotFound(names.model_version(model, number))
+    return digest
 
 
 def _evaluations(connection: sa.Connection, where: sa.ColumnElement[bool]) -> list[str]:

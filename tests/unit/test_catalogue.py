@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import pytest
 
 from luthier import sources
 from luthier.bases import Catalogue, proto, pull
-from luthier.database import Database
 from luthier.entries import LIBRARIES, Entry, File, digest_of
 from luthier.errors import (
     AlreadyExists,
@@ -121,14 +119,6 @@ def imported(directory: Path) -> Entry:
         (directory / made.folder / path).parent.mkdir(parents=True, exist_ok=True)
         (directory / made.folder / path).write_bytes(data)
     return made
-
-
-@pytest.fixture
-def database(tmp_path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{tmp_path / 'test.db'}")
-    database.migrate()
-    yield database
-    database.close()
 
 
 def test_an_imported_base_is_seen_by_every_process_at_once_and_is_used_from_its_folder(database, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -18,14 +17,6 @@ KIND = OperationMetadata.KIND_CREATE_DATASET
 REQUEST = dataset_pb2.CreateDatasetRequest(dataset_id="x")
 ONCE = dataset_pb2.CreateDatasetRequest(dataset_id="x", request_id="once")
 RESPONSE = dataset_pb2.DatasetVersion(name="datasets/x/versions/1")
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    database = Database(database_url)
-    database.migrate()
-    yield database
-    database.close()
 
 
 @pytest.fixture

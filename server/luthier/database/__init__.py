@@ -226,6 +226,18 @@ def bump(connection: sa.Connection, name: str) -> None:
     connection.execute(revisions.update().where(revisions.c.name == name).values(value=revisions.c.value + 1))
 
 
+def insert_or_skip(connection: sa.Connection, table: sa.Table, row: dict[str, Any]) -> bool:
+    """Inserts a row, or does not where one with its keys is there; returns whether it did.
+
+    Where another open transaction has inserted one, it waits for that one's end: a plain insertion would then fail.
+    """
+    from sqlalchemy.dialects import postgresql, sqlite
+
+    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+    insert = dialect.insert(table).values(row).on_conflict_do_nothing().returning(sa.literal(1))
+    return connection.execute(insert).first() is not None
+
+
 def now() -> float:
     """Seconds since 1970, as the tables keep times."""
     return time.time()

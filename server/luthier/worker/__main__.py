@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+import sqlalchemy as sa
 import structlog
 
 from luthier import logs, plugins
@@ -65,6 +66,9 @@ def main(settings_json: str, operation: str, attempt: str, kind: str, parent: st
     except ChildKilled as error:
         job.finish()
         log.warning("to be taken up again", operation=operation, attempt=claim.attempt, why=str(error))
+        return 1
+    except sa.exc.OperationalError as error:
+        log.warning("to be taken up again", operation=operation, attempt=claim.attempt, why=type(error.orig).__name__)
         return 1
     except Exception as error:  # Whatever happened, the operation must end with a reason.
         job.finish()
