@@ -21,7 +21,7 @@ from luthier.toolkit.checkpoint import BestCheckpoint
 from luthier.toolkit.export import check_onnx, export_onnx
 from luthier.toolkit.loop import Beat, Recipe, Validation, fit
 from luthier.toolkit.optim import decay_matrices, warm_up_then_decay
-from luthier.toolkit.precision import autocast, has_bfloat16
+from luthier.toolkit.precision import autocast, has_bfloat16, whole_gradients
 from luthier.toolkit.progress import Progress
 from luthier.toolkit.vision import shuffled_batches
 
@@ -162,6 +162,30 @@ class Times(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.factor * x
+
+
+@pytest.mark.parametrize("groups", [1, 64])
+@pytest.mark.parametrize(("kernel", "stride", "size"), [(3, 2, 1), (5, 2, 1), (3, 3, 2), (7, 2, 3), (3, 2, 9)])
+def test_gradients_in_bfloat16_are_written_where_a_kernel_meets_padding_alone(
+    groups: int, kernel: int, stride: int, size: int
+) -> None:
+    torch.manual_seed(0)
+    part = nn.Conv2d(64, 64, kernel, stride, kernel // 2, groups=groups).to(memory_format=torch.channels_last)
+    maps = torch.randn(8, 64, 11, size).to(memory_format=torch.channels_last)
+
+    def gradient(bfloat16: bool) -> torch.Tensor:
+        part.weight.grad = None
+        # What is freed here is what is allocated next.
+        del [torch.full((2**n,), torch.nan) for n in range(6, 20)][:]
+        with autocast(torch.device("cpu"), bfloat16), whole_gradients(nn.Sequential(part), bfloat16):
+            part(maps).float().square().mean().backward()
+        assert part.weight.grad is not None
+        return part.weight.grad
+
+    expected = gradient(bfloat16=False)
+    for _ in range(4):
+        torch.testing.assert_close(gradient(bfloat16=True), expected, rtol=0, atol=0.02 * float(expected.abs().max()))
+    assert "forward" not in vars(part)
 
 
 def test_an_export_is_written_and_checked(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

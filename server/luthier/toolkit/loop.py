@@ -17,7 +17,7 @@ from torch import nn
 from luthier.task import Run, Stopped
 from luthier.toolkit.checkpoint import BestCheckpoint, SavedState, Stateful
 from luthier.toolkit.optim import warm_up_then_decay
-from luthier.toolkit.precision import autocast
+from luthier.toolkit.precision import autocast, whole_gradients
 from luthier.toolkit.progress import Progress
 
 Beat = Callable[[], None]
@@ -100,28 +100,29 @@ def fit(
     progress.report({})
     if validate is not None and not recipe.epochs:
         judged(validate)
-    for epoch in range(first, recipe.epochs + 1):
-        module.train()
-        order, rest = rest or list(batches()), []
-        for done, indices in enumerate(order):
-            paused = run.paused()
-            if paused or state.is_due():
-                state.save(epoch, order[done:])
-                run.emit({"checkpoint": {"step": progress.step}})
-            if paused:
-                raise Stopped
-            with autocast(device, recipe.bfloat16):
-                step_loss = loss(indices)
-            optimizer.zero_grad()
-            step_loss.backward()  # type: ignore[no-untyped-call]  # PyTorch leaves it untyped.
-            nn.utils.clip_grad_norm_(module.parameters(), recipe.max_gradient_norm)
-            optimizer.step()
-            schedule.step()
-            progress.advance(len(indices), step_loss)
-        if validate is not None:
-            validation = judged(validate)
-            if not checkpoint.update(epoch, validation.score, validation.error):
-                break
+    with whole_gradients(module, recipe.bfloat16):
+        for epoch in range(first, recipe.epochs + 1):
+            module.train()
+            order, rest = rest or list(batches()), []
+            for done, indices in enumerate(order):
+                paused = run.paused()
+                if paused or state.is_due():
+                    state.save(epoch, order[done:])
+                    run.emit({"checkpoint": {"step": progress.step}})
+                if paused:
+                    raise Stopped
+                with autocast(device, recipe.bfloat16):
+                    step_loss = loss(indices)
+                optimizer.zero_grad()
+                step_loss.backward()  # type: ignore[no-untyped-call]  # PyTorch leaves it untyped.
+                nn.utils.clip_grad_norm_(module.parameters(), recipe.max_gradient_norm)
+                optimizer.step()
+                schedule.step()
+                progress.advance(len(indices), step_loss)
+            if validate is not None:
+                validation = judged(validate)
+                if not checkpoint.update(epoch, validation.score, validation.error):
+                    break
 
     if checkpoint.epoch:
         checkpoint.restore()
