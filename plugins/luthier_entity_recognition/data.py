@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from luthier.distribution import spread
 from luthier.task import DataProblem
 from luthier_entity_recognition.examples import Entity, entities_of
 from luthier_entity_recognition.words import num_cut
@@ -13,7 +14,6 @@ from luthier_entity_recognition.words import num_cut
 if TYPE_CHECKING:
     import pyarrow as pa
 
-QUANTILES = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 SHOWN = 5
 """Examples that a message names."""
 
@@ -34,17 +34,14 @@ def problems(parts: Mapping[str, pa.Table]) -> Iterator[Problem]:
 
 
 def statistics(parts: Mapping[str, pa.Table]) -> dict[str, Any]:
-    """Entities of each label by part, texts without any, and quantiles of the texts' lengths in characters."""
-    import numpy as np
-
+    """Entities of each label by part, texts without any, and how long the texts are in characters."""
     entities = {part: entities_of(table) for part, table in parts.items()}
     counts = {part: _count(values) for part, values in entities.items()}
     lengths = [len(text) for table in parts.values() for text in table["text"].to_pylist()]
-    quantiles = np.quantile(lengths, list(QUANTILES.values())) if lengths else np.zeros(len(QUANTILES))
     return {
         "labels": [{"label": name, **{part: counts[part][name] for part in parts}} for name in _names(counts)],
         "texts_without_entities": {part: sum(not one for one in values) for part, values in entities.items()},
-        "text_characters": {name: round(float(value)) for name, value in zip(QUANTILES, quantiles, strict=True)},
+        "text_characters": spread(lengths),
     }
 
 

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from luthier import images
+from luthier.distribution import spread
 from luthier.task import DataProblem
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-QUANTILES = {"min": 0.0, "p10": 0.1, "p50": 0.5, "p90": 0.9, "max": 1.0}
 SHOWN = 5
 """Examples that a message names."""
 
@@ -31,23 +31,16 @@ def problems(parts: Mapping[str, pa.Table]) -> Iterator[tuple[bool, DataProblem]
 
 def statistics(parts: Mapping[str, pa.Table]) -> dict[str, Any]:
     """Examples of each class by part; of the images their sizes in pixels, formats and the share of grey ones."""
-    import numpy as np
-
     counts = {part: Counter(table["label"].to_pylist()) for part, table in parts.items()}
     classes = sorted(set().union(*counts.values()))
     headers = [images.inspect(image) for table in parts.values() for image in table["image"].to_pylist()]
-    sides = {"width": [header.width for header in headers], "height": [header.height for header in headers]}
     grey = sum(header.mode in images.GREY_MODES for header in headers)
     return {
         "classes": [{"label": name, **{part: counts[part][name] for part in parts}} for name in classes],
         "formats": dict(sorted(Counter(header.format for header in headers).items())),
         "grey_share": round(grey / max(1, len(headers)), 4),
-    } | {
-        f"{side}_pixels": {
-            name: round(float(value))
-            for name, value in zip(QUANTILES, np.quantile(values or [0], list(QUANTILES.values())), strict=True)
-        }
-        for side, values in sides.items()
+        "width_pixels": spread([header.width for header in headers]),
+        "height_pixels": spread([header.height for header in headers]),
     }
 
 

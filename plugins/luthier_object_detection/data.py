@@ -7,17 +7,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from luthier import images
+from luthier.distribution import spread
 from luthier.task import PARTS, DataProblem
 from luthier_object_detection.files import CLASSES
 from luthier_object_detection.layouts import some
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-QUANTILES = {"min": 0.0, "p10": 0.1, "p50": 0.5, "p90": 0.9, "max": 1.0}
 
 
 def labels_of(parts: Mapping[str, pa.Table]) -> list[str]:
@@ -59,11 +56,11 @@ def statistics(parts: Mapping[str, pa.Table]) -> dict[str, Any]:
     return {
         "classes": [{"label": name, **{part: counts[part][name] for part in PARTS}} for name in classes],
         "images_without_objects": {part: _empty(parts[part]) for part in PARTS},
-        "objects_per_image": _quantiles(per_image),
-        "image_width": _quantiles([size.width for size in sizes]),
-        "image_height": _quantiles([size.height for size in sizes]),
-        "object_width": _quantiles([entry["x_max"] - entry["x_min"] for entry in every]),
-        "object_height": _quantiles([entry["y_max"] - entry["y_min"] for entry in every]),
+        "objects_per_image": spread(per_image),
+        "width_pixels": spread([size.width for size in sizes]),
+        "height_pixels": spread([size.height for size in sizes]),
+        "object_width_pixels": spread([entry["x_max"] - entry["x_min"] for entry in every]),
+        "object_height_pixels": spread([entry["y_max"] - entry["y_min"] for entry in every]),
         "crowds": sum(entry["crowd"] for entry in every),
     }
 
@@ -78,11 +75,6 @@ def _named(parts: Mapping[str, pa.Table]) -> list[str]:
 
 def _empty(table: pa.Table) -> int:
     return sum(not listed for listed in table["objects"].to_pylist())
-
-
-def _quantiles(values: list[Any]) -> dict[str, int]:
-    found = np.quantile(values, list(QUANTILES.values())) if values else np.zeros(len(QUANTILES))
-    return {name: round(float(value)) for name, value in zip(QUANTILES, found, strict=True)}
 
 
 def _leaks(parts: Mapping[str, pa.Table]) -> Iterator[tuple[bool, DataProblem]]:

@@ -54,7 +54,7 @@ class Recommendation(Task):
         return data.problems(parts)
 
     def describe(self, parts: Mapping[str, pa.Table]) -> dict[str, Any]:
-        """Counts, density, interactions of a user by quantile, and the most popular items."""
+        """Counts, density, interactions of users and of items, and the most popular items."""
         from luthier_recommendation import data
 
         return data.describe(parts)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from luthier.distribution import spread
 from luthier.task import PARTS, DataFile, DataProblem, InvalidArgument, Split
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ Array = npt.NDArray[Any]
 TEST_SHARE = 0.25
 """Share of each user's items in the test part where a per-user split names none."""
 _TOP_ITEMS = 10
-_QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def read_titles(file: DataFile) -> pa.Table:
@@ -88,9 +88,8 @@ def problems(parts: Mapping[str, pa.Table]) -> Iterator[tuple[bool, DataProblem]
 
 
 def describe(parts: Mapping[str, pa.Table]) -> dict[str, Any]:
-    """What `Task.describe` returns: counts, density, interactions of a user by quantile, and the most popular items."""
+    """What `Task.describe` returns: counts, density, interactions of users and of items, and the most popular items."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     joined = pa.concat_tables([parts[name].select(["user", "item"]) for name in PARTS if name in parts])
     pairs = joined.group_by(["user", "item"]).aggregate([])
@@ -98,13 +97,13 @@ def describe(parts: Mapping[str, pa.Table]) -> dict[str, Any]:
     per_item = pairs.group_by("item").aggregate([([], "count_all")])
     top = per_item.sort_by([("count_all", "descending"), ("item", "ascending")]).slice(0, _TOP_ITEMS).to_pylist()
     titles = titles_of(parts)
-    quantiles = pc.quantile(per_user, q=list(_QUANTILES)).to_pylist()
     return {
         "users": len(per_user),
         "items": len(per_item),
         "interactions": len(pairs),
         "density": len(pairs) / max(len(per_user) * len(per_item), 1),
-        "interactions_per_user": {f"q{q * 100:g}": value for q, value in zip(_QUANTILES, quantiles, strict=True)},
+        "interactions_per_user": spread(per_user.to_numpy()),
+        "interactions_per_item": spread(per_item["count_all"].to_numpy()),
         "top_items": [
             {"item": row["item"], "title": titles.get(row["item"], ""), "users": row["count_all"]} for row in top
         ],

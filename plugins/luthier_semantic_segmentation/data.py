@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from luthier import images
+from luthier.distribution import spread
 from luthier.task import DataProblem
 from luthier_semantic_segmentation.label_maps import MAX_CLASSES
 
@@ -32,17 +33,13 @@ def problems(parts: Mapping[str, pa.Table]) -> Iterator[tuple[bool, DataProblem]
 def statistics(parts: Mapping[str, pa.Table]) -> dict[str, Any]:
     """Pixels of each class by part, and the images' sizes."""
     pixels = {part: class_pixels(parts[part]) for part in PARTS}
-    sizes = np.array([_size(mask) for part in PARTS for mask in _column(parts[part], "mask")]).reshape(-1, 2)
-    areas = {
-        name: {"min": int(side.min()), "p50": round(float(np.median(side))), "max": int(side.max())}
-        for name, side in zip(("height", "width"), sizes.T, strict=True)
-        if side.size
-    }
+    sizes = [_size(mask) for part in PARTS for mask in _column(parts[part], "mask")]
     return {
         "classes": [
             {"label": label, **{part: pixels[part][label] for part in PARTS}} for label in labels_of(parts["train"])
         ],
-        "image_pixels": areas,
+        "width_pixels": spread([width for _, width in sizes]),
+        "height_pixels": spread([height for height, _ in sizes]),
     }
 
 

@@ -6,12 +6,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from luthier.distribution import spread
 from luthier.task import DataProblem
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-QUANTILES = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 SHOWN = 5
 """Examples that a message names."""
 
@@ -27,16 +27,13 @@ def problems(parts: Mapping[str, pa.Table]) -> Iterator[tuple[bool, DataProblem]
 
 
 def statistics(parts: Mapping[str, pa.Table]) -> dict[str, Any]:
-    """Examples of each class by part, and quantiles of the texts' lengths in characters."""
-    import numpy as np
-
+    """Examples of each class by part, and how long the texts are in characters."""
     counts = {part: Counter(table["label"].to_pylist()) for part, table in parts.items()}
     classes = sorted(set().union(*counts.values()))
     lengths = [len(text) for table in parts.values() for text in table["text"].to_pylist()]
-    quantiles = np.quantile(lengths, list(QUANTILES.values())) if lengths else np.zeros(len(QUANTILES))
     return {
         "classes": [{"label": name, **{part: counts[part][name] for part in parts}} for name in classes],
-        "text_characters": {name: round(float(value)) for name, value in zip(QUANTILES, quantiles, strict=True)},
+        "text_characters": spread(lengths),
     }
 
 

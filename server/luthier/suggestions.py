@@ -29,7 +29,7 @@ TOKENS = 128
 CHARACTERS_PER_TOKEN = 4
 STRIDE = 32
 """Sides of images are multiples of it."""
-_QUANTILES = {"width_pixels": "p50", "height_pixels": "p50", "image_pixels": "p50", "text_characters": "p90"}
+_QUANTILES = {"width_pixels": "p50", "height_pixels": "p50", "text_characters": "p90"}
 """Statistics that tasks give of their data, and which of their quantiles counts."""
 
 
@@ -83,7 +83,7 @@ def size_of(statistics: Mapping[str, Any]) -> int:
     found: dict[str, float] = {
         key: statistics[key].get(quantile, 0) for key, quantile in _QUANTILES.items() if key in statistics
     }
-    side = max(found.get("width_pixels", 0), found.get("height_pixels", 0), math.sqrt(found.get("image_pixels", 0)))
+    side = max(found.get("width_pixels", 0), found.get("height_pixels", 0))
     return math.ceil(side or found.get("text_characters", 0) / CHARACTERS_PER_TOKEN)
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from boxed_images import PNG, entry, table
-from luthier import images
+from luthier import images, suggestions
 from luthier.errors import InvalidData
 from luthier.services.datasets import _misread
 from luthier.task import DataFile
@@ -366,7 +366,9 @@ def test_problems_and_statistics() -> None:
         {"label": "cat", "train": 1, "validation": 1, "test": 0},
     ]
     assert statistics["images_without_objects"] == {"train": 0, "validation": 0, "test": 1}
-    assert statistics["object_width"] == {"min": 9, "p10": 9, "p50": 20, "p90": 20, "max": 20}
+    assert statistics["object_width_pixels"]["p50"] == 20
+    assert statistics["object_width_pixels"]["min"] == 9
+    assert suggestions.size_of(statistics) == max(statistics["width_pixels"]["p50"], statistics["height_pixels"]["p50"])
     assert statistics["crowds"] == 1
 
 

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from luthier import datasets, images
+from luthier import datasets, images, suggestions
+from luthier.distribution import spread
 from luthier.errors import InvalidArgument, InvalidData
 from luthier.task import DataFile, Split
 from luthier.tasks.semantic_segmentation.v1 import semantic_segmentation_pb2 as pb
@@ -370,7 +371,8 @@ def test_a_data_set_is_built_and_described(read: Any, tmp_path: Path) -> None:
     assert sum(built.num_examples.values()) == 30
     train = built.num_examples["train"] * HEIGHT * WIDTH // 2
     assert [(c["label"], c["train"]) for c in built.statistics["classes"]] == [("0", train), ("2", train)]
-    assert built.statistics["image_pixels"]["width"] == {"min": WIDTH, "p50": WIDTH, "max": WIDTH}
+    assert built.statistics["width_pixels"] == spread([WIDTH] * 30)
+    assert suggestions.size_of(built.statistics) == max(WIDTH, HEIGHT)
 
 
 def table(masks: list[np.ndarray], labels: Mapping[int, str], start: int = 0) -> pa.Table:

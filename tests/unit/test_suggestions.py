@@ -97,7 +97,6 @@ def test_tasks_without_bases_get_none():
 def test_sizes_are_taken_from_what_statistics_there_are():
     assert size_of({}) == 0
     assert size_of({"width_pixels": {"p50": 320.0}, "height_pixels": {"p50": 240.0}}) == 320
-    assert size_of({"image_pixels": {"p50": 10_000.0}}) == 100
     assert size_of({"text_characters": {"p50": 10.0, "p90": 81.0}}) == 21
     assert is_grey({"grey_share": 0.9})
     assert not is_grey({"grey_share": 0.1})

@@ -18,6 +18,7 @@ from transformers import BertModel, PreTrainedTokenizerFast
 
 import tiny_bert
 from luthier import fields
+from luthier.distribution import spread
 from luthier.errors import Cancelled, InvalidArgument
 from luthier.inference.predictor import Predictor
 from luthier.task import Run, Split
@@ -326,7 +327,7 @@ def test_statistics() -> None:
             {"label": "a", "train": 2, "validation": 0, "test": 0},
             {"label": "b", "train": 2, "validation": 0, "test": 1},
         ],
-        "text_characters": {"min": 3, "p50": 4, "p90": 5, "p99": 5, "max": 5},
+        "text_characters": spread([*(len(text) for text, _ in GOOD), len("five")]),
     }
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -12,6 +13,9 @@ from luthier_client.cli import output
 
 PARTS = ("train", "validation", "test")
 MAX_ROWS = 10
+HISTOGRAM = "histogram"
+"""What a task calls the rows `from`, `to`, `count` of numbers that are spread."""
+BAR = 40
 
 
 def values(statistics: Mapping[str, Any]) -> dict[str, object]:
@@ -20,7 +24,7 @@ def values(statistics: Mapping[str, Any]) -> dict[str, object]:
     for name in in_order(statistics):
         value = statistics[name]
         if isinstance(value, Mapping):
-            found[title(name)] = {inner: value[inner] for inner in in_order(value)}
+            found[title(name)] = {inner: value[inner] for inner in in_order(value) if inner != HISTOGRAM}
         elif not is_rows(value):
             found[title(name)] = value
     return found
@@ -31,6 +35,8 @@ def tables(statistics: Mapping[str, Any]) -> list[Table]:
     drawn = []
     for name in in_order(statistics):
         rows = statistics[name]
+        if isinstance(rows, Mapping) and is_rows(rows.get(HISTOGRAM)):
+            drawn.append(histogram(title(name), rows[HISTOGRAM]))
         if not is_rows(rows):
             continue
         columns = in_order({column for row in rows for column in row})
@@ -44,6 +50,22 @@ def tables(statistics: Mapping[str, Any]) -> list[Table]:
             )
         )
     return drawn
+
+
+def histogram(name: str, rows: Sequence[Mapping[str, float]]) -> Table:
+    """Bars as long as what they count, the longest BAR characters."""
+    most = max(row["count"] for row in rows)
+    return output.table(
+        name,
+        "",
+        "count",
+        rows=[(_range(row), "█" * math.ceil(BAR * row["count"] / most), int(row["count"])) for row in rows],
+    )
+
+
+def _range(row: Mapping[str, float]) -> str:
+    first, last = int(row["from"]), int(row["to"]) - 1
+    return f"{first:,}" if first == last else f"{first:,} to {last:,}"
 
 
 def is_rows(value: Any) -> bool:
