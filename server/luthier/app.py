@@ -6,7 +6,6 @@ import gc
 import signal
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -18,11 +17,13 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from luthier import plugins
 from luthier.bases import Catalogue
 from luthier.database import Database
+from luthier.housekeeping import Housekeeping
 from luthier.inference.pool import ModelPool
 from luthier.operations import Operations
 from luthier.registry import Registry
 from luthier.revisions import Revisions
 from luthier.services.bases import BaseService
+from luthier.services.batch_predictions import BatchPredictionService
 from luthier.services.binding import PooledServer
 from luthier.services.datasets import DatasetService
 from luthier.services.evaluations import EvaluationService
@@ -36,6 +37,7 @@ from luthier.store import Store
 from luthier.supervisor import Supervisor
 from luthier.v1 import (
     base_pb2_grpc,
+    batch_prediction_pb2_grpc,
     dataset_pb2_grpc,
     evaluation_pb2_grpc,
     model_pb2_grpc,
@@ -45,9 +47,6 @@ from luthier.v1 import (
 )
 
 log = structlog.get_logger()
-
-UPLOADS_KEPT_S = 24 * 3600
-"""Seconds after which an upload is forgotten."""
 
 _OPTIONS = {
     # A second server must not take the port silently.
@@ -78,6 +77,7 @@ class App:
         self._pool = ModelPool(self._registry, self._store, self._plugins)
         self._revisions = Revisions(self._database, settings.poll_s, self._pool.refresh)
         self._supervisor = Supervisor(settings, self._operations, self._store)
+        self._housekeeping = Housekeeping(self._registry, self._operations, self._store, settings.keep_operations_days)
         # Its other form answers by a callback, which no interceptor understands.
         self._health = health.HealthServicer(experimental_non_blocking=False)
         self._control = ThreadPoolExecutor(settings.control_threads, thread_name_prefix="control")
@@ -106,7 +106,12 @@ class App:
         evaluation_pb2_grpc.add_EvaluationServiceServicer_to_server(
             EvaluationService(registry, store, operations), pooled
         )
-        operations_pb2_grpc.add_OperationsServicer_to_server(LongRunningService(operations, self._revisions), pooled)
+        batch_prediction_pb2_grpc.add_BatchPredictionServiceServicer_to_server(
+            BatchPredictionService(registry, store, operations), pooled
+        )
+        operations_pb2_grpc.add_OperationsServicer_to_server(
+            LongRunningService(operations, store, self._revisions), pooled
+        )
         operation_pb2_grpc.add_OperationServiceServicer_to_server(OperationService(operations, self._revisions), pooled)
         prediction_pb2_grpc.add_PredictionServiceServicer_to_server(
             PredictionService(self._pool), PooledServer(server, self._predictions, self._streams)
@@ -141,15 +146,14 @@ class App:
         self._revisions.start()
         self._supervisor.start()
         self._set_health(health_pb2.HealthCheckResponse.SERVING)
-        for id in self._registry.expired_uploads(time.time() - UPLOADS_KEPT_S):
-            self._store.upload(id).unlink(missing_ok=True)
-        self._store.clear_partials(time.time() - UPLOADS_KEPT_S)
+        self._housekeeping.start()
         return port
 
     def stop(self) -> None:
         """Says NOT_SERVING, lets calls in flight finish, gives operations back and closes everything."""
         self._health.enter_graceful_shutdown()
         stopped = self._server.stop(self._settings.drain_s)
+        self._housekeeping.stop()
         self._supervisor.stop()
         self._revisions.stop()
         stopped.wait()
@@ -162,7 +166,7 @@ class App:
             self._health.set(name, status)
 
 
-_SERVICES = ("Task", "Base", "Dataset", "Model", "Evaluation", "Prediction", "Operation")
+_SERVICES = ("Task", "Base", "Dataset", "Model", "Evaluation", "Prediction", "BatchPrediction", "Operation")
 
 
 def run(settings: Settings) -> int:

@@ -19,16 +19,16 @@ from typing import Any
 import sqlalchemy as sa
 
 from luthier import bundle, datasets
-from luthier import database as tables
 from luthier.database import Database, metadata
 from luthier.errors import DataLoss, FailedPrecondition, LuthierError
+from luthier.registry import artefacts
 from luthier.settings import Settings
 
 FORMAT = 1
 """Version of the file's format; restoring takes this one."""
 HEAD_FILE = "backup.json"
 TABLES, ARTEFACTS = "tables", "artefacts"
-FOLDERS = ("bundles", "datasets", "bases", "reports", "uploads")
+FOLDERS = ("bundles", "datasets", "bases", "predictions", "reports", "uploads")
 """Folders of a home that hold artefacts; `bases` in whole, with all that was pulled."""
 FILES = ("luthier.toml", "bases.toml")
 """What an operator wrote."""
@@ -61,7 +61,7 @@ def save(home: Path, database: Database, target: Path) -> int:
             # Not for as long as the artefacts take: on SQLite whoever reads keeps others from writing.
             with database.snapshot() as connection:
                 _write_rows(archive, connection)
-                named = _named(connection)
+                named = artefacts(connection)
             for path in _artefacts(home, named):
                 archive.write(path, str(PurePosixPath(ARTEFACTS, path.relative_to(home).as_posix())))
     except BaseException:
@@ -107,32 +107,16 @@ def _write_rows(archive: zipfile.ZipFile, connection: sa.Connection) -> None:
                 lines.write(json.dumps(dict(row), default=_encoded).encode() + b"\n")
 
 
-def _named(connection: sa.Connection) -> dict[str, list[str]]:
-    """Folders of a home, and the names that rows have for what is in them."""
-    columns = {
-        "bundles": tables.model_versions.c.digest,
-        "datasets": tables.dataset_versions.c.digest,
-        "reports": tables.evaluations.c.id,
-        "uploads": tables.uploads.c.id,
-    }
-    return {
-        folder: list(connection.execute(sa.select(column).distinct().order_by(column)).scalars())
-        for folder, column in columns.items()
-    }
-
-
-def _artefacts(home: Path, named: Mapping[str, list[str]]) -> Iterator[Path]:
+def _artefacts(home: Path, named: Mapping[str, set[str]]) -> Iterator[Path]:
     """The files that rows name, bundles and data sets checked, and those of bases and operators."""
-    for digest in named["bundles"]:
+    for digest in sorted(named["bundles"]):
         bundle.verify(home / "bundles" / digest, digest)
         yield from _files(home / "bundles" / digest)
-    for digest in named["datasets"]:
+    for digest in sorted(named["datasets"]):
         datasets.load(home / "datasets" / digest)
         yield from _files(home / "datasets" / digest)
-    # Not every evaluation has a report, and uploads go once they were read.
-    some = [home / "reports" / f"{id}.html" for id in named["reports"]] + [
-        home / "uploads" / id for id in named["uploads"]
-    ]
+    # Not every evaluation has a report nor every operation predictions, and uploads go once they were read.
+    some = [home / folder / name for folder in ("predictions", "reports", "uploads") for name in sorted(named[folder])]
     yield from (path for path in [*some, *(home / name for name in FILES)] if path.exists())
     yield from _files(home / "bases")
 

@@ -21,7 +21,7 @@ from google.rpc import code_pb2, status_pb2
 
 from luthier.database import Database, bump, events, insert_or_skip, now, operations
 from luthier.errors import AlreadyExists, Cancelled, FailedPrecondition, LuthierError, NotFound, Unavailable
-from luthier.v1 import base_pb2, dataset_pb2, evaluation_pb2, model_pb2, operation_pb2
+from luthier.v1 import base_pb2, batch_prediction_pb2, dataset_pb2, evaluation_pb2, model_pb2, operation_pb2
 from luthier.v1.operation_pb2 import OperationMetadata
 
 Row = sa.Row[tuple[Any, ...]]
@@ -34,6 +34,7 @@ Request: TypeAlias = (
     | evaluation_pb2.EvaluateRequest
     | base_pb2.PullBaseRequest
     | base_pb2.ImportBaseRequest
+    | batch_prediction_pb2.BatchPredictRequest
 )
 """What starts an operation; each has a `request_id`."""
 
@@ -175,6 +176,12 @@ class Operations:
             if row.state in OPEN:
                 raise Unavailable("the operation has not ended; cancel it first")
             connection.execute(operations.delete().where(operations.c.id == id))
+
+    def forget(self, before: float) -> int:
+        """Deletes all that ended before a time; returns how many."""
+        query = operations.delete().where(operations.c.state.not_in(OPEN), operations.c.update_time < before)
+        with self._database.write() as connection:
+            return connection.execute(query).rowcount
 
     def events(self, id: str, after: int) -> list[operation_pb2.OperationEvent]:
         """The events of an operation behind a sequence number, in order; raises NotFound."""

@@ -35,6 +35,11 @@ class Registry:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    def artefacts(self) -> dict[str, set[str]]:
+        """By folder of a home, the names of the files and folders that rows name at present."""
+        with self._database.read() as connection:
+            return artefacts(connection)
+
     # Uploads.
 
     def add_upload(self, id: str, upload: dataset_pb2.Upload) -> None:
@@ -353,6 +358,21 @@ class Registry:
             aliases=[_alias(row.id, a.alias, a.number) for a in connection.execute(aliases)],
             latest_version=model_pb2.ModelVersion.FromString(record) if record is not None else None,
         )
+
+
+def artefacts(connection: sa.Connection) -> dict[str, set[str]]:
+    """By folder of a home, the names of the files and folders that rows name; not all reports and predictions exist."""
+    columns = {
+        "bundles": (db.model_versions.c.digest, ""),
+        "datasets": (db.dataset_versions.c.digest, ""),
+        "reports": (db.evaluations.c.id, ".html"),
+        "predictions": (db.operations.c.id, ".jsonl"),
+        "uploads": (db.uploads.c.id, ""),
+    }
+    return {
+        folder: {f"{id}{ending}" for id in connection.execute(sa.select(column).distinct()).scalars()}
+        for folder, (column, ending) in columns.items()
+    }
 
 
 def _alias(model: str, alias: str, number: int) -> model_pb2.Alias:

@@ -52,6 +52,9 @@ class Settings(BaseSettings):
     )
     poll_s: float = Field(0.1, gt=0, le=0.25, description="Seconds between looks at what other processes changed.")
     upload_idle_s: float = Field(60.0, gt=0, description="Seconds after which an upload that brings nothing is ended.")
+    keep_operations_days: float = Field(
+        90.0, ge=0, description="Days that operations are kept after their end, with their events; 0: for good."
+    )
     drain_s: float = Field(20.0, ge=0, description="Seconds that calls in flight get to finish at SIGTERM.")
 
     @classmethod

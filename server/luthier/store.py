@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Container
+import uuid
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
+
+NAMED = ("bundles", "datasets", "reports", "predictions")
+"""Folders of a home whose content is named by rows of the database."""
 
 
 class Store:
@@ -13,7 +17,7 @@ class Store:
 
     def __init__(self, home: Path) -> None:
         self.home = home.absolute()
-        for folder in ("uploads", "datasets", "bundles", "bases", "reports", "work"):
+        for folder in ("uploads", "datasets", "bundles", "bases", "reports", "predictions", "work"):
             (self.home / folder).mkdir(parents=True, exist_ok=True)
 
     def upload(self, id: str) -> Path:
@@ -42,6 +46,10 @@ class Store:
         """The report of an evaluation, by its id; not every evaluation has one."""
         return self.home / "reports" / f"{evaluation}.html"
 
+    def predictions(self, operation: str) -> Path:
+        """The predictions that an operation made, as JSON lines."""
+        return self.home / "predictions" / f"{operation}.jsonl"
+
     @property
     def bases(self) -> Path:
         """The folder of all bases."""
@@ -61,6 +69,28 @@ class Store:
                 shutil.rmtree(former, ignore_errors=True)
         return directory
 
+    def artefacts(self) -> Iterator[Path]:
+        """All files and folders that rows of the database name; see `registry.artefacts`."""
+        for folder in NAMED:
+            yield from (path for path in (self.home / folder).iterdir() if path.suffix != ".partial")
+
+    def discard(self, path: Path, before: float) -> bool:
+        """Removes an artefact that nobody has published again since a time; returns whether it did."""
+        waste = self.home / "work" / f"waste-{uuid.uuid4().hex}"
+        try:
+            path.rename(waste)
+        except FileNotFoundError:
+            return False
+        # Whoever published the same content until the moment of the renaming relies on it, and has said so by its time.
+        if waste.stat().st_mtime >= before:
+            waste.rename(path)
+            return False
+        if waste.is_dir():
+            shutil.rmtree(waste)
+        else:
+            waste.unlink()
+        return True
+
     def clear(self, is_open: Callable[[], Container[str]]) -> None:
         """Removes the folders of attempts at operations that have ended: all but those that `is_open` returns."""
         folders = list((self.home / "work").iterdir())
@@ -79,12 +109,19 @@ def publish(source: Path, target: Path) -> None:
     """Moves a folder into place after its bytes are on disk. A target that exists holds the same content already."""
     for path in [*source.rglob("*"), source]:
         _sync(path)
-    try:
-        source.rename(target)
-    except OSError:
-        if not target.is_dir():
-            raise
-        shutil.rmtree(source)
+    while True:
+        try:
+            source.rename(target)
+        except OSError:
+            try:
+                # Keeps it from being discarded as something old that nothing names; see `Store.discard`.
+                os.utime(target)
+            except FileNotFoundError:
+                if target.parent.is_dir():
+                    continue
+                raise
+            shutil.rmtree(source)
+        break
     _sync(target.parent)
 
 

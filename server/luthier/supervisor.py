@@ -41,6 +41,7 @@ class Supervisor:
             OperationMetadata.KIND_EVALUATE,
             OperationMetadata.KIND_PULL_BASE,
             OperationMetadata.KIND_IMPORT_BASE,
+            OperationMetadata.KIND_BATCH_PREDICT,
         )
         self._lanes = [
             Lane((OperationMetadata.KIND_FINE_TUNE,), settings.trainings),

@@ -235,6 +235,7 @@ def test_reflection_lists_every_service(server: Server) -> None:
         "luthier.v1.BaseService",
         "luthier.v1.DatasetService",
         "luthier.v1.ModelService",
+        "luthier.v1.BatchPredictionService",
         "luthier.v1.EvaluationService",
         "luthier.v1.PredictionService",
         "luthier.v1.OperationService",

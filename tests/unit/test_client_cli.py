@@ -115,6 +115,14 @@ def test_statistics_are_in_an_order_that_people_expect() -> None:
     assert "label   train   test" in shown
 
 
+def test_numbers_that_are_spread_are_drawn_as_bars() -> None:
+    rows = [{"from": 1, "to": 2, "count": 80.0}, {"from": 2, "to": 1001, "count": 1.0}]
+    found = {"text_characters": {"p50": 1, "histogram": rows}}
+    assert statistics.values(found) == {"text characters": {"p50": 1}}
+    lines = [line.split() for line in drawn(*statistics.tables(found)).splitlines() if "█" in line]
+    assert lines == [["1", "█" * 40, "80"], ["2", "to", "1,000", "█", "1"]]
+
+
 def test_live_bars_follow_an_operation() -> None:
     console = Console(file=StringIO(), width=120, force_terminal=True, color_system=None)
     with progress.LiveBars(console) as bars:

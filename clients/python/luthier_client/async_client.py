@@ -16,6 +16,8 @@ from google.protobuf.message import Message
 from luthier.v1 import (
     base_pb2,
     base_pb2_grpc,
+    batch_prediction_pb2,
+    batch_prediction_pb2_grpc,
     dataset_pb2,
     dataset_pb2_grpc,
     evaluation_pb2,
@@ -65,6 +67,7 @@ class AsyncClient:
         self._bases = base_pb2_grpc.BaseServiceStub(self.channel)
         self._datasets = dataset_pb2_grpc.DatasetServiceStub(self.channel)
         self._evaluations = evaluation_pb2_grpc.EvaluationServiceStub(self.channel)
+        self._batch_predictions = batch_prediction_pb2_grpc.BatchPredictionServiceStub(self.channel)
         self._models = model_pb2_grpc.ModelServiceStub(self.channel)
         self._operations = operations_pb2_grpc.OperationsStub(self.channel)
         self._predictions = prediction_pb2_grpc.PredictionServiceStub(self.channel)
@@ -369,6 +372,27 @@ class AsyncClient:
         request = evaluation_pb2.DownloadReportRequest(name=names.resource("evaluations", evaluation))
         with translated(), transfer.whole(Path(path)) as file:
             async for message in self._evaluations.DownloadReport(request):
+                file.write(message.chunk)
+        return Path(path)
+
+    # Batch predictions.
+
+    async def batch_predict(
+        self, model: str, *, dataset: str, split: str = ""
+    ) -> AsyncOperation[batch_prediction_pb2.BatchPrediction]:
+        """Predicts for each example of a part of a data set; `split` is `train`, `validation` or, where empty, `test`.
+
+        What comes of it is kept at the server as long as the operation: `download_predictions` brings it.
+        """
+        request = requests.batch_predict(model, dataset=dataset, split=split)
+        return AsyncOperation(self, await self._call(self._batch_predictions.BatchPredict, request))
+
+    async def download_predictions(self, operation: str, path: PathLike) -> Path:
+        """Writes what a batch prediction came to, JSON lines, to a file, and returns its path."""
+        name = names.resource("operations", operation)
+        request = batch_prediction_pb2.DownloadPredictionsRequest(name=name)
+        with translated(), transfer.whole(Path(path)) as file:
+            async for message in self._batch_predictions.DownloadPredictions(request):
                 file.write(message.chunk)
         return Path(path)
 

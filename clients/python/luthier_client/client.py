@@ -15,6 +15,8 @@ from google.protobuf.message import Message
 from luthier.v1 import (
     base_pb2,
     base_pb2_grpc,
+    batch_prediction_pb2,
+    batch_prediction_pb2_grpc,
     dataset_pb2,
     dataset_pb2_grpc,
     evaluation_pb2,
@@ -59,6 +61,7 @@ class Client:
         self._bases = base_pb2_grpc.BaseServiceStub(self.channel)
         self._datasets = dataset_pb2_grpc.DatasetServiceStub(self.channel)
         self._evaluations = evaluation_pb2_grpc.EvaluationServiceStub(self.channel)
+        self._batch_predictions = batch_prediction_pb2_grpc.BatchPredictionServiceStub(self.channel)
         self._models = model_pb2_grpc.ModelServiceStub(self.channel)
         self._operations = operations_pb2_grpc.OperationsStub(self.channel)
         self._predictions = prediction_pb2_grpc.PredictionServiceStub(self.channel)
@@ -367,6 +370,27 @@ class Client:
         request = evaluation_pb2.DownloadReportRequest(name=names.resource("evaluations", evaluation))
         with translated(), transfer.whole(Path(path)) as file:
             for message in self._evaluations.DownloadReport(request):
+                file.write(message.chunk)
+        return Path(path)
+
+    # Batch predictions.
+
+    def batch_predict(
+        self, model: str, *, dataset: str, split: str = ""
+    ) -> Operation[batch_prediction_pb2.BatchPrediction]:
+        """Predicts for each example of a part of a data set; `split` is `train`, `validation` or, where empty, `test`.
+
+        What comes of it is kept at the server as long as the operation: `download_predictions` brings it.
+        """
+        request = requests.batch_predict(model, dataset=dataset, split=split)
+        return Operation(self, self._call(self._batch_predictions.BatchPredict, request))
+
+    def download_predictions(self, operation: str, path: PathLike) -> Path:
+        """Writes what a batch prediction came to, JSON lines, to a file, and returns its path."""
+        name = names.resource("operations", operation)
+        request = batch_prediction_pb2.DownloadPredictionsRequest(name=name)
+        with translated(), transfer.whole(Path(path)) as file:
+            for message in self._batch_predictions.DownloadPredictions(request):
                 file.write(message.chunk)
         return Path(path)
 

@@ -11,7 +11,7 @@ import grpc
 from google.longrunning import operations_pb2
 from google.protobuf.message import Message
 
-from luthier.v1 import base_pb2, dataset_pb2, evaluation_pb2, model_pb2
+from luthier.v1 import base_pb2, batch_prediction_pb2, dataset_pb2, evaluation_pb2, model_pb2
 from luthier.v1.operation_pb2 import OperationEvent, OperationMetadata, WatchOperationRequest
 from luthier_client import errors
 
@@ -23,7 +23,13 @@ R = TypeVar("R", bound=Message)
 
 RESPONSES: dict[str, type[Message]] = {
     kind.DESCRIPTOR.full_name: kind
-    for kind in (base_pb2.Base, dataset_pb2.DatasetVersion, evaluation_pb2.Evaluation, model_pb2.ModelVersion)
+    for kind in (
+        base_pb2.Base,
+        batch_prediction_pb2.BatchPrediction,
+        dataset_pb2.DatasetVersion,
+        evaluation_pb2.Evaluation,
+        model_pb2.ModelVersion,
+    )
 }
 
 PATIENCE_S = 60.0

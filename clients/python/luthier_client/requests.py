@@ -13,6 +13,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
 
 from luthier.v1.base_pb2 import ImportBaseRequest, ImportedFile, Preprocessing
+from luthier.v1.batch_prediction_pb2 import BatchPredictRequest
 from luthier.v1.dataset_pb2 import (
     CreateDatasetRequest,
     DatasetFile,
@@ -157,6 +158,13 @@ def find_upload(header: UploadHeader) -> FindUploadRequest:
 def evaluate(model: str, *, dataset: str, split: str) -> EvaluateRequest:
     """The request for an evaluation."""
     return EvaluateRequest(
+        model=names.model(model), dataset=names.dataset(dataset), split=split, request_id=request_id()
+    )
+
+
+def batch_predict(model: str, *, dataset: str, split: str) -> BatchPredictRequest:
+    """The request for predictions for a part of a data set."""
+    return BatchPredictRequest(
         model=names.model(model), dataset=names.dataset(dataset), split=split, request_id=request_id()
     )
 

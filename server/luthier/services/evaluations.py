@@ -8,15 +8,13 @@ import grpc
 from google.longrunning import operations_pb2
 
 from luthier import names, paging
-from luthier.errors import InvalidArgument, NotFound
+from luthier.errors import NotFound
 from luthier.operations import Operations
 from luthier.registry import Registry
+from luthier.services.requests import chunks_of, pinned
 from luthier.store import Store
-from luthier.task import PARTS
 from luthier.v1 import evaluation_pb2, evaluation_pb2_grpc
 from luthier.v1.operation_pb2 import OperationMetadata
-
-_CHUNK_BYTES = 512 * 1024
 
 
 class EvaluationService(evaluation_pb2_grpc.EvaluationServiceServicer):
@@ -33,16 +31,8 @@ class EvaluationService(evaluation_pb2_grpc.EvaluationServiceServicer):
         """Pins model and data set, and queues the work."""
         if before := self._operations.repeated(OperationMetadata.KIND_EVALUATE, request):
             return before
-        model, number = self._registry.resolve(request.model, "model")
-        version = self._registry.model_version(model, number)
-        dataset = self._registry.dataset_version(names.parse_versioned("datasets", request.dataset, "dataset"))
-        split = request.split or "test"
-        if split not in PARTS:
-            raise InvalidArgument({"split": f"{split!r} is none of {', '.join(PARTS)}"})
-        if dataset.task != version.task:
-            raise InvalidArgument({"dataset": f"{dataset.name} is of the task {dataset.task}, not {version.task}"})
-        full = evaluation_pb2.EvaluateRequest(model=version.name, dataset=dataset.name, split=split)
-        return self._operations.submit(OperationMetadata.KIND_EVALUATE, version.name, request, full)
+        full = pinned(self._registry, request)
+        return self._operations.submit(OperationMetadata.KIND_EVALUATE, full.model, request, full)
 
     def GetEvaluation(
         self, request: evaluation_pb2.GetEvaluationRequest, context: grpc.ServicerContext
@@ -78,6 +68,5 @@ class EvaluationService(evaluation_pb2_grpc.EvaluationServiceServicer):
             file = self._store.report(id).open("rb")
         except FileNotFoundError as error:
             raise NotFound(f"{request.name}/report", "the evaluation was made without one; evaluate again") from error
-        with file:
-            while chunk := file.read(_CHUNK_BYTES):
-                yield evaluation_pb2.DownloadReportResponse(chunk=chunk)
+        for chunk in chunks_of(file):
+            yield evaluation_pb2.DownloadReportResponse(chunk=chunk)

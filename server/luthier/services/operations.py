@@ -13,6 +13,7 @@ from luthier import names, paging
 from luthier.errors import Unavailable
 from luthier.operations import Operations, to_proto
 from luthier.revisions import Revisions
+from luthier.store import Store
 from luthier.v1 import operation_pb2, operation_pb2_grpc
 
 _WAIT_S = 5.0
@@ -22,8 +23,9 @@ _WAIT_S = 5.0
 class LongRunningService(operations_pb2_grpc.OperationsServicer):
     """Standard polling."""
 
-    def __init__(self, operations: Operations, revisions: Revisions) -> None:
+    def __init__(self, operations: Operations, store: Store, revisions: Revisions) -> None:
         self._operations = operations
+        self._store = store
         self._revisions = revisions
 
     def GetOperation(
@@ -49,8 +51,10 @@ class LongRunningService(operations_pb2_grpc.OperationsServicer):
         return Empty()
 
     def DeleteOperation(self, request: operations_pb2.DeleteOperationRequest, context: grpc.ServicerContext) -> Empty:
-        """Forgets one that has ended."""
-        self._operations.delete(_id(request.name))
+        """Forgets one that has ended, and its predictions."""
+        id = _id(request.name)
+        self._operations.delete(id)
+        self._store.predictions(id).unlink(missing_ok=True)
         return Empty()
 
     def WaitOperation(

@@ -45,6 +45,8 @@ class OperationMetadata(_message.Message):
         """PullBase."""
         KIND_IMPORT_BASE: OperationMetadata._Kind.ValueType  # 5
         """ImportBase."""
+        KIND_BATCH_PREDICT: OperationMetadata._Kind.ValueType  # 6
+        """BatchPredict."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
         """What it does."""
@@ -61,6 +63,8 @@ class OperationMetadata(_message.Message):
     """PullBase."""
     KIND_IMPORT_BASE: OperationMetadata.Kind.ValueType  # 5
     """ImportBase."""
+    KIND_BATCH_PREDICT: OperationMetadata.Kind.ValueType  # 6
+    """BatchPredict."""
 
     class _State:
         ValueType = _typing.NewType("ValueType", _builtins.int)

@@ -16,7 +16,7 @@ from luthier.registry import Registry
 from luthier.settings import Settings
 from luthier.store import Store
 from luthier.v1.operation_pb2 import OperationMetadata
-from luthier.worker import create_dataset, evaluate, fine_tune, import_base, process, pull_base
+from luthier.worker import batch_predict, create_dataset, evaluate, fine_tune, import_base, process, pull_base
 from luthier.worker.child import ChildKilled
 from luthier.worker.job import Job, Paused, Tools
 
@@ -28,6 +28,7 @@ WORK = {
     OperationMetadata.KIND_EVALUATE: evaluate.work,
     OperationMetadata.KIND_PULL_BASE: pull_base.work,
     OperationMetadata.KIND_IMPORT_BASE: import_base.work,
+    OperationMetadata.KIND_BATCH_PREDICT: batch_predict.work,
 }
 
 

@@ -53,14 +53,18 @@ def work(job: Job) -> Publish:
 
 
 def predict(
-    task: Task, directory: Path, instances: Sequence[Message], report: Report = lambda stage, done, total: None
+    task: Task,
+    directory: Path,
+    instances: Sequence[Message],
+    report: Report = lambda stage, done, total: None,
+    stage: str = "evaluating",
 ) -> list[Message]:
     """Predicts for many instances on all cores, of like sizes together so that little is padded."""
     predictor = Predictor(task, directory, threads=len(os.sched_getaffinity(0)))
     order = sorted(range(len(instances)), key=lambda index: instances[index].ByteSize())
     predictions: list[Message | None] = [None] * len(instances)
     for start in range(0, len(order), BATCH):
-        report("evaluating", start, len(order))
+        report(stage, start, len(order))
         chosen = order[start : start + BATCH]
         for index, prediction in zip(chosen, predictor.predict([instances[i] for i in chosen]), strict=True):
             predictions[index] = prediction

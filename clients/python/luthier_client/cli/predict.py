@@ -10,13 +10,14 @@ from typing import Annotated, Any
 import typer
 from google.protobuf import json_format
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from rich.console import RenderableType
 from rich.text import Text
 
 from luthier.v1.task_pb2 import TaskMethod
 from luthier_client import requests
-from luthier_client.cli import output
+from luthier_client.cli import batch, output
 from luthier_client.cli.session import Session, WrongUse, command
 from luthier_client.schema import descriptor_of
 
@@ -41,13 +42,36 @@ def predict(
     method: Annotated[str, typer.Option(help="Method of the task's service. [its first]")] = "",
     output_file: Annotated[
         Path | None,
-        typer.Option("--output", metavar="PICTURE", help="Where to write the prediction as a picture. One input only."),
+        typer.Option(
+            "--output",
+            metavar="FILE",
+            help="Where to write: the picture of a single prediction, or the JSON lines of --lines and --dataset.",
+        ),
     ] = None,
+    lines: Annotated[
+        str | None, typer.Option(metavar="FILE|-", help="A file, or standard input, with an input on each line.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Predict for a part of a data set, NAME or NAME/VERSION, as an operation.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="That part: train, validation or test.")] = "test",
 ) -> None:
     """Predict with a served model."""
     client = session.client
+    if bool(inputs or file) + bool(lines) + bool(dataset) > 1:
+        raise WrongUse("give inputs, --lines or --dataset, one of them")
+    if dataset:
+        batch.predict_dataset(session, model, dataset, split, output_file)
+        return
     chosen = requests.find_method(client.get_task(client.get_model(model).task), method)
     instance = descriptor_of(client.schema.message_class(chosen.instance_type))
+    if lines:
+
+        def parse(line: str) -> Message:
+            return client.schema.parse(chosen.instance_type, fields_of(instance, chosen, line), "instance")
+
+        batch.predict_lines(session, model, lines, parse, output_file)
+        return
     instances = [fields_of(instance, chosen, text) for text in inputs or []]
     instances += [{field_for(instance, FieldDescriptor.TYPE_BYTES, chosen): encoded(path)} for path in file or []]
     if not instances:

@@ -1,0 +1,77 @@
+"""What a server does away with by and by: old operations, uploads that nobody used, and files that nothing names."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import sqlalchemy as sa
+import structlog
+
+from luthier.operations import Operations
+from luthier.registry import Registry
+from luthier.store import Store
+
+log = structlog.get_logger()
+
+EVERY_S = 3600.0
+UPLOADS_KEPT_S = 24 * 3600.0
+"""Seconds after which an upload is forgotten."""
+SPARED_S = 24 * 3600.0
+"""Files younger than so many seconds stay: what is named by nothing may be about to be."""
+DAY_S = 24 * 3600.0
+
+
+class Housekeeping:
+    """Keeps house once after the start and then every hour, on a thread of its own. Several servers may, at once."""
+
+    def __init__(self, registry: Registry, operations: Operations, store: Store, keep_operations_days: float) -> None:
+        """Operations are kept for `keep_operations_days` after their end; 0: for good."""
+        self._registry = registry
+        self._operations = operations
+        self._store = store
+        self._keep_s = keep_operations_days * DAY_S
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
+
+    def start(self) -> None:
+        """Begins."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends, once what it is about to remove is removed."""
+        self._stop.set()
+        self._thread.join()
+
+    def keep(self, now: float) -> None:
+        """Does everything once, as of a time in seconds since 1970."""
+        if self._keep_s and (forgotten := self._operations.forget(now - self._keep_s)):
+            log.info("operations forgotten", count=forgotten)
+        for id in self._registry.expired_uploads(now - UPLOADS_KEPT_S):
+            self._store.upload(id).unlink(missing_ok=True)
+        self._store.clear_partials(now - UPLOADS_KEPT_S)
+        old = [path for path in self._store.artefacts() if _is_older(path, now - SPARED_S)]
+        # Asked after the files were listed: whatever was published since is not among them.
+        named = self._registry.artefacts()
+        for path in old:
+            if path.name not in named[path.parent.name] and self._store.discard(path, now - SPARED_S):
+                log.info("file removed that nothing names", path=f"{path.parent.name}/{path.name}")
+
+    def _run(self) -> None:
+        while True:
+            try:
+                self.keep(time.time())
+            except sa.exc.OperationalError as error:
+                log.warning("database unreachable", error=type(error.orig).__name__)
+            except OSError as error:
+                log.warning("housekeeping left something", error=str(error))
+            if self._stop.wait(EVERY_S):
+                return
+
+
+def _is_older(path: Path, before: float) -> bool:
+    try:
+        return path.stat().st_mtime < before
+    except FileNotFoundError:  # Another server was faster.
+        return False
