@@ -22,6 +22,7 @@ from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
+from luthier.tasks.recommendation.v1 import recommendation_pb2
 from luthier.v1 import (
     dataset_pb2,
     dataset_pb2_grpc,
@@ -34,6 +35,10 @@ from luthier.v1.dataset_pb2 import DatasetVersion
 from luthier.v1.model_pb2 import ModelVersion
 
 ROOT = Path(__file__).parent.parent
+LONG = recommendation_pb2.Config(
+    algorithm=recommendation_pb2.ALGORITHM_BPR, factors=512, regularization=0.01, iterations=10_000
+)
+"""Of a training that can be interrupted: some seconds of work that end by themselves, on a fast machine too."""
 
 S = TypeVar("S")
 M = TypeVar("M", bound=Message)

@@ -21,7 +21,7 @@ from luthier_client.cli.app import app
 from support import Server, interactions
 
 ENDLESS = (
-    *("--set", "algorithm=bpr", "--set", "factors=64"),
+    *("--set", "algorithm=bpr", "--set", "factors=512"),
     *("--set", "regularization=0.01", "--set", "iterations=10000"),
 )
 EASE = ("--set", "algorithm=ease", "--set", "regularization=10")

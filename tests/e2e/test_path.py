@@ -29,7 +29,7 @@ from luthier.v1 import (
     task_pb2,
     task_pb2_grpc,
 )
-from support import Server, create_dataset, fine_tune, interactions, serving, status_of, upload
+from support import LONG, Server, create_dataset, fine_tune, interactions, serving, status_of, upload
 
 EASE = recommendation.Config(algorithm=recommendation.ALGORITHM_EASE, regularization=10)
 
@@ -161,11 +161,8 @@ def test_the_same_request_id_gives_the_same_operation(server: Server, shop: mode
 
 
 def test_a_training_can_be_cancelled(server: Server, shop: model_pb2.ModelVersion) -> None:
-    config = recommendation.Config(
-        algorithm=recommendation.ALGORITHM_BPR, factors=64, regularization=0.01, iterations=10000
-    )
     request = model_pb2.FineTuneRequest(model_id="endless", task="recommendation", dataset="datasets/shop")
-    request.config.Pack(config)
+    request.config.Pack(LONG)
     operation = server.stub(model_pb2_grpc.ModelServiceStub).FineTune(request)
     watch = server.stub(operation_pb2_grpc.OperationServiceStub).WatchOperation(
         operation_pb2.WatchOperationRequest(name=operation.name), timeout=60

@@ -15,19 +15,8 @@ from google.rpc import code_pb2
 from luthier.tasks.recommendation.v1 import recommendation_pb2 as recommendation
 from luthier.tasks.recommendation.v1 import recommendation_pb2_grpc as recommendation_grpc
 from luthier.v1 import model_pb2, model_pb2_grpc, operation_pb2
-from support import (
-    Server,
-    children,
-    create_dataset,
-    fine_tune,
-    interactions,
-    serving,
-    status_of,
-    until_training,
-)
+from support import LONG, Server, children, create_dataset, fine_tune, interactions, serving, status_of, until_training
 
-# Some seconds of work that ends by itself.
-LONG = recommendation.Config(algorithm=recommendation.ALGORITHM_BPR, factors=64, regularization=0.01, iterations=4000)
 QUICK = recommendation.Config(algorithm=recommendation.ALGORITHM_POPULARITY)
 
 

@@ -93,7 +93,8 @@ def two_stages(tmp_path_factory: pytest.TempPathFactory) -> Any:
         detector.eval()
         for layer in (detector.core.rpn.head.cls_logits, detector.core.rpn.head.bbox_pred):
             layer.weight.mul_(20)
-        detector.core.roi_heads.box_predictor.cls_score.weight.mul_(20)
+        # Not more: PyTorch and ONNX Runtime would each be off what 64 bits give by more than an export may differ.
+        detector.core.roi_heads.box_predictor.cls_score.weight.mul_(5)
     return detector
 
 
