@@ -3,7 +3,8 @@
     python benchmarks/training.py --base DIR [--epochs 4] [--rows 2000] [--turns 3]
 
 DIR holds an encoder as the Hugging Face library saves it. The texts are banking77's, in the folder that
-LUTHIER_REALDATA names. The two take turns, each time in a fresh process. What is timed is loading the base, tokenising,
+LUTHIER_REALDATA names. The two take turns, each time in a fresh process; Luthier's has the environment that its worker
+gives a trainer, unless this process has another one. What is timed is loading the base, tokenising,
 training and validating after each epoch, not imports. Luthier also reports its progress and keeps its best checkpoint;
 the loop does neither. With the same seed both take the same steps, which the equal accuracies show. Exits with 1 where
 the ratio of the medians is above the limit.
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier import fields
 from luthier.task import DataFile, Run, Split
+from luthier.worker.child import ENVIRONMENT
 from luthier_text_classification import TextClassification
 
 if TYPE_CHECKING:
@@ -51,7 +53,9 @@ def main() -> int:
     seconds: dict[str, list[float]] = {"luthier": [], "bare": []}
     for turn in range(1, arguments.turns + 1):
         for child, taken in seconds.items():
-            result = subprocess.run([sys.executable, *sys.argv, "--child", child], stdout=subprocess.PIPE, check=True)
+            command = [sys.executable, *sys.argv, "--child", child]
+            environment = (ENVIRONMENT if child == "luthier" else {}) | os.environ
+            result = subprocess.run(command, stdout=subprocess.PIPE, env=environment, check=True)
             figures = json.loads(result.stdout)
             taken.append(figures["seconds"])
             print(f"turn {turn}  {child:<8}", "  ".join(f"{name} {shown(value)}" for name, value in figures.items()))

@@ -24,7 +24,7 @@ from luthier import bases, datasets, fields, plugins
 from luthier.bases import Catalogue
 from luthier.task import MODEL_FILE, Task
 from luthier.worker import evaluate, variants
-from luthier.worker.child import SHORT_SPIN
+from luthier.worker.child import ENVIRONMENT
 from luthier.worker.quantize import NotQuantisable, quantise
 from luthier.worker.trainer_process import collect, commission, read_messages, write_messages
 
@@ -155,7 +155,7 @@ def _child(program: list[str], directory: Path, listen: Callable[[Iterator[str]]
     """Runs a child of the worker's to its end: a folder to read and write, and a pipe on which it says events."""
     read_end, write_end = os.pipe()
     command = [sys.executable, *program, str(directory), str(write_end)]
-    process = subprocess.Popen(command, pass_fds=[write_end], env=SHORT_SPIN | os.environ)
+    process = subprocess.Popen(command, pass_fds=[write_end], env=ENVIRONMENT | os.environ)
     os.close(write_end)
     with os.fdopen(read_end, encoding="utf-8") as lines:
         listen(lines)

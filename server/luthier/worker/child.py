@@ -25,9 +25,10 @@ PAUSE_GRACE_S = 30.0
 WISHES = {"cancel": (signal.SIGTERM, GRACE_S), "pause": (signal.SIGUSR1, PAUSE_GRACE_S)}
 """How a child hears of what someone asked for, and how long it gets."""
 
-SHORT_SPIN = {"GOMP_SPINCOUNT": "10000"}
-"""How long OpenMP's threads spin before they sleep. By default it is 30 times as long, and then a training whose core
-is taken by a prediction for a moment mostly waits: with one busy neighbour on two cores it ran 1.7 times as fast."""
+ENVIRONMENT = {"GOMP_SPINCOUNT": "10000", "MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
+"""What a child's environment says where the worker's own does not. OpenMP's threads spin a thirtieth as long before
+they sleep: with one busy neighbour on two cores a training ran 1.7 times as fast. And the C library keeps up to 1 GiB
+of what was freed, instead of asking for cleared pages in each step: that saved most of the time in the system."""
 
 
 class ChildFailed(LuthierError):
@@ -69,7 +70,7 @@ def _run(job: Job, module: str, directory: Path) -> int:
         [sys.executable, "-m", module, str(directory), str(write_end)],
         pass_fds=[write_end],
         stdin=subprocess.DEVNULL,
-        env=SHORT_SPIN | os.environ,
+        env=ENVIRONMENT | os.environ,
     )
     os.close(write_end)
     listener = threading.Thread(target=_listen, args=(job, read_end), daemon=True)
