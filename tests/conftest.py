@@ -9,8 +9,35 @@ from pathlib import Path
 import pytest
 
 import postgres
+import s3
 from luthier.database import Database
 from support import ROOT, Server, serving
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--artefacts s3`: all servers that the tests start keep their artefacts in an object store."""
+    parser.addoption("--artefacts", choices=("home", "s3"), default="home", help="where servers keep artefacts")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def artefacts(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What `--artefacts` says, as servers hear it: from the environment."""
+    if request.config.getoption("artefacts") == "home":
+        yield
+        return
+    store: s3.S3 = request.getfixturevalue("object_store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LUTHIER_ARTEFACTS", store.new_bucket())
+        for name, value in store.environment().items():
+            patch.setenv(name, value)
+        yield
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[s3.S3]:
+    """A server that speaks S3."""
+    with s3.s3() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -34,11 +34,15 @@ def main() -> int:
         return 2
 
     from luthier.database import NewerDatabase
+    from luthier.errors import FailedPrecondition
 
     try:
         return _run(program, chosen)
     except NewerDatabase as error:
         print(f"luthier {program}: {error}; start that release, or restore a backup", file=sys.stderr)
+        return 1
+    except FailedPrecondition as error:
+        print(f"luthier {program}: {error.message}", file=sys.stderr)
         return 1
 
 

@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from luthier import plugins
 from luthier.bases import Catalogue
 from luthier.database import Database
+from luthier.errors import StoreUnavailable
 from luthier.housekeeping import Housekeeping
 from luthier.inference.pool import ModelPool
 from luthier.operations import Operations
@@ -66,7 +67,8 @@ class App:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._store = Store(settings.home)
+        self._store = Store(settings.home, settings.artefacts)
+        self._store.check()
         self._database = Database(settings.database)
         self._database.migrate()
         self._plugins = plugins.load()
@@ -142,7 +144,11 @@ class App:
             message = f"cannot listen on {self._settings.listen}: another process has it, or it is not of this machine"
             raise CannotListen(message) from error
         self._server.start()
-        self._pool.refresh()
+        try:
+            self._pool.refresh()
+        except StoreUnavailable as error:
+            # The others can be served; these are tried again at each look for changes.
+            log.warning("artefacts unreachable", why=error.message)
         self._revisions.start()
         self._supervisor.start()
         self._set_health(health_pb2.HealthCheckResponse.SERVING)

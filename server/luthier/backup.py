@@ -12,17 +12,19 @@ import json
 import shutil
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import sqlalchemy as sa
 
 from luthier import bundle, datasets
+from luthier.bases import Catalogue
 from luthier.database import Database, metadata
 from luthier.errors import DataLoss, FailedPrecondition, LuthierError
 from luthier.registry import artefacts
 from luthier.settings import Settings
+from luthier.store import Store
 
 FORMAT = 1
 """Version of the file's format; restoring takes this one."""
@@ -39,11 +41,12 @@ def run(program: str, settings: Settings) -> int:
     file: Path = settings.file  # type: ignore[attr-defined]
     database = Database(settings.database)
     try:
+        store = Store(settings.home, settings.artefacts)
         if program == "backup":
-            size = save(settings.home.absolute(), database, file.absolute())
+            size = save(store, database, file.absolute())
             print(f"{file}: {size / 2**20:,.1f} MiB")
         else:
-            restore(file, settings.home.absolute(), database)
+            restore(file, store, database)
             print(f"{settings.home} is filled; start it with luthier serve --home {settings.home}")
     except LuthierError as error:
         print(f"luthier {program}: {error.message}", file=sys.stderr)
@@ -53,8 +56,9 @@ def run(program: str, settings: Settings) -> int:
     return 0
 
 
-def save(home: Path, database: Database, target: Path) -> int:
+def save(store: Store, database: Database, target: Path) -> int:
     """Writes a backup; returns its size in bytes. Raises DataLoss where an artefact is missing or was changed."""
+    imported = [entry.folder for entry in Catalogue({}, database).all()]
     partial = target.with_name(f"{target.name}.partial")
     try:
         with zipfile.ZipFile(partial, "w") as archive:
@@ -62,8 +66,8 @@ def save(home: Path, database: Database, target: Path) -> int:
             with database.snapshot() as connection:
                 _write_rows(archive, connection)
                 named = artefacts(connection)
-            for path in _artefacts(home, named):
-                archive.write(path, str(PurePosixPath(ARTEFACTS, path.relative_to(home).as_posix())))
+            for path in _artefacts(store, named, imported):
+                archive.write(path, str(PurePosixPath(ARTEFACTS, path.relative_to(store.home).as_posix())))
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -71,8 +75,9 @@ def save(home: Path, database: Database, target: Path) -> int:
     return target.stat().st_size
 
 
-def restore(source: Path, home: Path, database: Database) -> None:
+def restore(source: Path, store: Store, database: Database) -> None:
     """Fills an empty home and database. Raises FailedPrecondition where they are not, DataLoss for a damaged file."""
+    home = store.home
     taken = [name for name in (*FOLDERS, *FILES) if _holds_something(home / name)]
     if taken:
         raise FailedPrecondition(f"{home} holds {', '.join(taken)}; restore into a home that is empty")
@@ -86,6 +91,8 @@ def restore(source: Path, home: Path, database: Database) -> None:
             raise FailedPrecondition(f"the backup has format {head['format']}, this release reads {FORMAT}")
         try:
             _unpack(archive, home)
+            for path in _shared(home):
+                store.share(path)
             database.migrate(head["revision"])
             with database.write() as connection:
                 _insert(archive, connection)
@@ -107,18 +114,31 @@ def _write_rows(archive: zipfile.ZipFile, connection: sa.Connection) -> None:
                 lines.write(json.dumps(dict(row), default=_encoded).encode() + b"\n")
 
 
-def _artefacts(home: Path, named: Mapping[str, set[str]]) -> Iterator[Path]:
+def _artefacts(store: Store, named: Mapping[str, set[str]], imported: Sequence[str]) -> Iterator[Path]:
     """The files that rows name, bundles and data sets checked, and those of bases and operators."""
+    home = store.home
     for digest in sorted(named["bundles"]):
-        bundle.verify(home / "bundles" / digest, digest)
-        yield from _files(home / "bundles" / digest)
+        directory = store.bring(store.bundle(digest))
+        bundle.verify(directory, digest)
+        yield from _files(directory)
     for digest in sorted(named["datasets"]):
-        datasets.load(home / "datasets" / digest)
-        yield from _files(home / "datasets" / digest)
+        directory = store.bring(store.dataset(digest))
+        datasets.load(directory)
+        yield from _files(directory)
+    for folder in imported:
+        store.bring(store.bases / folder)
     # Not every evaluation has a report nor every operation predictions, and uploads go once they were read.
-    some = [home / folder / name for folder in ("predictions", "reports", "uploads") for name in sorted(named[folder])]
+    folders = ("predictions", "reports", "uploads")
+    some = [store.bring(home / folder / name) for folder in folders for name in sorted(named[folder])]
     yield from (path for path in [*some, *(home / name for name in FILES)] if path.exists())
     yield from _files(home / "bases")
+
+
+def _shared(home: Path) -> Iterator[Path]:
+    """What all homes on one database share: all but the bases that each pulls."""
+    for folder in FOLDERS:
+        if (home / folder).is_dir():
+            yield from (path for path in (home / folder).iterdir() if folder != "bases" or "@" in path.name)
 
 
 def _files(directory: Path) -> Iterator[Path]:

@@ -13,7 +13,8 @@
     │   └── OutOfMemory           RESOURCE_EXHAUSTED   OUT_OF_MEMORY
     ├── DataLoss                  DATA_LOSS            DATA_LOSS
     └── Unavailable               UNAVAILABLE          UNAVAILABLE
-        └── BaseUnavailable       UNAVAILABLE          BASE_UNAVAILABLE
+        ├── BaseUnavailable       UNAVAILABLE          BASE_UNAVAILABLE
+        └── StoreUnavailable      UNAVAILABLE          STORE_UNAVAILABLE
 
 Any other exception that reaches a caller becomes INTERNAL with an opaque id that the log explains.
 """
@@ -191,6 +192,12 @@ class BaseUnavailable(Unavailable):
     """None of a base's sources gave its files."""
 
     reason = "BASE_UNAVAILABLE"
+
+
+class StoreUnavailable(Unavailable):
+    """The object store of the artefacts cannot be reached, or refuses."""
+
+    reason = "STORE_UNAVAILABLE"
 
 
 def where(problem: DataProblem) -> str:

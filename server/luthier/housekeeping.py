@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from pathlib import Path
 
 import sqlalchemy as sa
 import structlog
 
+from luthier.errors import StoreUnavailable
 from luthier.operations import Operations
 from luthier.registry import Registry
 from luthier.store import Store
@@ -49,12 +49,12 @@ class Housekeeping:
         if self._keep_s and (forgotten := self._operations.forget(now - self._keep_s)):
             log.info("operations forgotten", count=forgotten)
         for id in self._registry.expired_uploads(now - UPLOADS_KEPT_S):
-            self._store.upload(id).unlink(missing_ok=True)
+            self._store.remove(self._store.upload(id))
         self._store.clear_partials(now - UPLOADS_KEPT_S)
-        old = [path for path in self._store.artefacts() if _is_older(path, now - SPARED_S)]
+        found = self._store.artefacts()
         # Asked after the files were listed: whatever was published since is not among them.
         named = self._registry.artefacts()
-        for path in old:
+        for path in found:
             if path.name not in named[path.parent.name] and self._store.discard(path, now - SPARED_S):
                 log.info("file removed that nothing names", path=f"{path.parent.name}/{path.name}")
 
@@ -64,14 +64,7 @@ class Housekeeping:
                 self.keep(time.time())
             except sa.exc.OperationalError as error:
                 log.warning("database unreachable", error=type(error.orig).__name__)
-            except OSError as error:
+            except (OSError, StoreUnavailable) as error:
                 log.warning("housekeeping left something", error=str(error))
             if self._stop.wait(EVERY_S):
                 return
-
-
-def _is_older(path: Path, before: float) -> bool:
-    try:
-        return path.stat().st_mtime < before
-    except FileNotFoundError:  # Another server was faster.
-        return False

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 import structlog
 
 from luthier import database as db
+from luthier.errors import StoreUnavailable
 
 log = structlog.get_logger()
 
@@ -58,7 +59,7 @@ class Revisions:
                 fresh = {row.name: row.value for row in rows}
                 if fresh["models"] != self._seen.get("models"):
                     # Before those who wait hear that a fine-tune has ended: next they predict with its model.
-                    self._on_models()
+                    fresh["models"] = self._models_at(fresh["models"])
             except sa.exc.OperationalError as error:
                 # The database is away for a moment: what is loaded goes on being served.
                 log.warning("database unreachable", error=type(error.orig).__name__)
@@ -66,3 +67,12 @@ class Revisions:
             with self._changed:
                 self._seen = fresh
                 self._changed.notify_all()
+
+    def _models_at(self, revision: int) -> int:
+        """Has the models of a revision loaded; returns it, or an earlier one where that is to be tried again."""
+        try:
+            self._on_models()
+        except StoreUnavailable as error:
+            log.warning("artefacts unreachable", why=error.message)
+            return self._seen.get("models", -1)
+        return revision

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import os
+import re
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliApp,
@@ -34,6 +35,9 @@ class Settings(BaseSettings):
     listen: str = Field("127.0.0.1:50051", description="Address and port to listen on; port 0 takes a free one.")
     insecure: bool = Field(False, description="Allow an address other than loopback, open to whoever reaches it.")
     database_url: str = Field("", description="SQLAlchemy URL of the database. Empty: SQLite in the home.")
+    artefacts: str = Field(
+        "", description="Where several homes share artefacts, such as s3://bucket/luthier. Empty: each has its own."
+    )
     prediction_threads: int = Field(
         default_factory=lambda: len(os.sched_getaffinity(0)),
         ge=1,
@@ -79,6 +83,13 @@ class Settings(BaseSettings):
                 "listen on 127.0.0.1, or add --insecure where a network of your own protects it"
             )
         return self
+
+    @field_validator("artefacts")
+    @classmethod
+    def _is_of_s3(cls, url: str) -> str:
+        if url and not re.fullmatch(r"s3://[^/]+(/[^/]+)*/?", url):
+            raise ValueError(f"{url} is no URL of a bucket or a folder in one, such as s3://bucket/luthier")
+        return url
 
     @property
     def database(self) -> str:

@@ -21,9 +21,11 @@ def run(settings: Settings) -> int:
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
+    store = Store(settings.home, settings.artefacts)
+    store.check()
     database = Database(settings.database)
     database.migrate()
-    supervisor = Supervisor(settings, Operations(database), Store(settings.home))
+    supervisor = Supervisor(settings, Operations(database), store)
     supervisor.start()
     print(f"taking up operations of {settings.home}", flush=True)
     ended.wait()

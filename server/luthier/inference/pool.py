@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import structlog
 
 from luthier import bundle, names
-from luthier.errors import FailedPrecondition, LuthierError, NotFound
+from luthier.errors import FailedPrecondition, LuthierError, NotFound, StoreUnavailable
 from luthier.inference.predictor import Predictor
 from luthier.logs import unexpected
 from luthier.plugins import Plugins
@@ -80,7 +80,10 @@ class ModelPool:
 
     def refresh(self) -> None:
         """Loads what aliases newly point at, then moves them all at once. Called when the database says that models
-        changed. A version that cannot be loaded leaves its alias where it was, and is logged."""
+        changed. A version that cannot be loaded leaves its alias where it was, and is logged.
+
+        Raises StoreUnavailable, after all that could be done, where another try may load one.
+        """
         with self._loading:
             revision, pointers, versions = self._registry.served()
             loaded: dict[str, Served | LuthierError] = {**self._extra}
@@ -98,8 +101,11 @@ class ModelPool:
                 stays = isinstance(found, LuthierError)
                 aliases[model, alias] = self._snapshot.aliases.get((model, alias), found) if stays else found
             self._snapshot = _Snapshot(revision, aliases, versions)
+            away = [error for error in loaded.values() if isinstance(error, StoreUnavailable)]
             for name in [n for n in self._extra if names.parse(_VERSION, n)[0] not in {m for m, _ in versions}]:
                 del self._extra[name]
+            if away:
+                raise away[0]
 
     def _by_number(self, snapshot: _Snapshot, model: str, number: int) -> Served:
         name = names.model_version(model, number)
@@ -127,7 +133,7 @@ class ModelPool:
         if version.task not in self._plugins.loaded:
             raise FailedPrecondition(f"{version.name} is of the task {version.task}, whose plugin is not installed")
         task = self._plugins.task(version.task)
-        directory = self._store.bundle(version.digest)
+        directory = self._store.bring(self._store.bundle(version.digest))
         bundle.verify(directory, version.digest)
         try:
             predictor = Predictor(task, directory)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from typing import Any
 
 import grpc
@@ -75,7 +74,7 @@ class BaseService(base_pb2_grpc.BaseServiceServicer):
     def DeleteBase(self, request: base_pb2.DeleteBaseRequest, context: grpc.ServicerContext) -> Empty:
         """Deletes an imported base and its files."""
         entry = self._catalogue.delete(names.parse("bases/{base}", request.name)[0])
-        shutil.rmtree(self._store.bases / entry.folder, ignore_errors=True)
+        self._store.remove(self._store.bases / entry.folder)
         return Empty()
 
     def SuggestBases(

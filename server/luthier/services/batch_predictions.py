@@ -43,7 +43,7 @@ class BatchPredictionService(batch_prediction_pb2_grpc.BatchPredictionServiceSer
         if not operation.response.Is(batch_prediction_pb2.BatchPrediction.DESCRIPTOR):
             raise FailedPrecondition(f"{request.name} is no batch prediction that has come to its end")
         try:
-            file = self._store.predictions(id).open("rb")
+            file = self._store.bring(self._store.predictions(id)).open("rb")
         except FileNotFoundError as error:
             raise NotFound(f"{request.name}/predictions", "its file is gone; predict again") from error
         for chunk in chunks_of(file):

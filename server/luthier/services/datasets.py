@@ -56,6 +56,7 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         id = uuid.uuid4().hex
         with Watchdog(self._idle_s, context.cancel) as watchdog:
             _receive(watchdog.watched(request), header, self._store.partial(header.sha256), self._store.upload(id))
+        self._store.share(self._store.upload(id))
         upload = dataset_pb2.Upload(
             name=f"uploads/{id}", filename=header.filename, size_bytes=header.size_bytes, sha256=header.sha256
         )
@@ -122,7 +123,7 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
     def DeleteDataset(self, request: dataset_pb2.DeleteDatasetRequest, context: grpc.ServicerContext) -> Empty:
         """Deletes a data set and the files that no other holds."""
         for digest in self._registry.delete_dataset(names.parse("datasets/{dataset}", request.name)[0]):
-            shutil.rmtree(self._store.dataset(digest), ignore_errors=True)
+            self._store.remove(self._store.dataset(digest))
         return Empty()
 
     def _checked(self, header: dataset_pb2.UploadHeader) -> dataset_pb2.UploadHeader:

@@ -65,7 +65,7 @@ class EvaluationService(evaluation_pb2_grpc.EvaluationServiceServicer):
         id = names.parse("evaluations/{evaluation}", request.name)[0]
         self._registry.evaluation(id)
         try:
-            file = self._store.report(id).open("rb")
+            file = self._store.bring(self._store.report(id)).open("rb")
         except FileNotFoundError as error:
             raise NotFound(f"{request.name}/report", "the evaluation was made without one; evaluate again") from error
         for chunk in chunks_of(file):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 
 import grpc
@@ -115,7 +114,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         version = self._version(request.model_version)
         if version.task not in self._plugins.loaded:
             raise FailedPrecondition(f"the plugin of its task {version.task} is not installed")
-        bundle.verify(self._store.bundle(version.digest), version.digest)
+        bundle.verify(self._store.bring(self._store.bundle(version.digest)), version.digest)
         return self._registry.set_alias(model, alias, int(number))
 
     def DeleteAlias(self, request: model_pb2.DeleteAliasRequest, context: grpc.ServicerContext) -> Empty:
@@ -128,7 +127,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
     ) -> Iterator[model_pb2.DownloadVersionResponse]:
         """Sends the bundle's files, its manifest first, after checking them."""
         version = self._version(request.name)
-        directory = self._store.bundle(version.digest)
+        directory = self._store.bring(self._store.bundle(version.digest))
         bundle.verify(directory, version.digest)
         manifest = directory / bundle.MANIFEST
         head = model_pb2.BundleFile(path=bundle.MANIFEST, sha256=version.digest, size_bytes=manifest.stat().st_size)
@@ -148,9 +147,9 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
 
     def _remove(self, leftovers: Leftovers) -> None:
         for digest in leftovers.digests:
-            shutil.rmtree(self._store.bundle(digest), ignore_errors=True)
+            self._store.remove(self._store.bundle(digest))
         for evaluation in leftovers.evaluations:
-            self._store.report(evaluation).unlink(missing_ok=True)
+            self._store.remove(self._store.report(evaluation))
 
     def _check_id(self, task: Task, request: model_pb2.FineTuneRequest) -> None:
         names.check_id(request.model_id, "model_id")

@@ -54,7 +54,7 @@ class LongRunningService(operations_pb2_grpc.OperationsServicer):
         """Forgets one that has ended, and its predictions."""
         id = _id(request.name)
         self._operations.delete(id)
-        self._store.predictions(id).unlink(missing_ok=True)
+        self._store.remove(self._store.predictions(id))
         return Empty()
 
     def WaitOperation(

@@ -11,6 +11,7 @@ import structlog
 from luthier import logs, plugins
 from luthier.bases import Catalogue
 from luthier.database import Database
+from luthier.errors import StoreUnavailable
 from luthier.operations import Claim, LeaseLost, Operations
 from luthier.registry import Registry
 from luthier.settings import Settings
@@ -47,7 +48,7 @@ def main(settings_json: str, operation: str, attempt: str, kind: str, parent: st
         database=database,
         operations=operations,
         registry=Registry(database),
-        store=Store(settings.home),
+        store=Store(settings.home, settings.artefacts),
         plugins=plugins.load(),
         catalogue=Catalogue.load(settings.home / "bases.toml", database),
     )
@@ -64,7 +65,7 @@ def main(settings_json: str, operation: str, attempt: str, kind: str, parent: st
     except Paused:
         job.finish()
         operations.hold(claim)
-    except ChildKilled as error:
+    except (ChildKilled, StoreUnavailable) as error:
         job.finish()
         log.warning("to be taken up again", operation=operation, attempt=claim.attempt, why=str(error))
         return 1

@@ -7,13 +7,11 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import sqlalchemy as sa
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
 from luthier import bundle, datasets, names
 from luthier.errors import FailedPrecondition
-from luthier.store import write
 from luthier.task import Task
 from luthier.v1 import batch_prediction_pb2
 from luthier.worker import evaluate
@@ -30,10 +28,10 @@ def work(job: Job) -> Publish:
     version = registry.model_version(*registry.resolve(request.model, "model"))
     dataset = registry.dataset_version(names.parse_versioned("datasets", request.dataset, "dataset"))
     task = job.tools.plugins.task(version.task)
-    examples = datasets.load(store.dataset(dataset.digest), [request.split])[request.split]
+    examples = datasets.load(store.bring(store.dataset(dataset.digest)), [request.split])[request.split]
     if not examples.num_rows:
         raise FailedPrecondition(f"{dataset.name} has no examples in its {request.split} part")
-    directory = store.bundle(version.digest)
+    directory = store.bring(store.bundle(version.digest))
     bundle.verify(directory, version.digest)
     predictions = evaluate.predict(task, directory, task.instances(examples), job.progress, stage="predicting")
     content = b"".join(_lines(task, examples, predictions))
@@ -47,11 +45,9 @@ def work(job: Job) -> Publish:
         sha256=hashlib.sha256(content).hexdigest(),
     )
 
-    def record(connection: sa.Connection) -> Message:
-        write(content, store.predictions(job.claim.operation))
-        return made
-
-    return record
+    job.check()
+    store.write(content, store.predictions(job.claim.operation))
+    return lambda connection: made
 
 
 def _lines(task: Task, examples: pa.Table, predictions: list[Message]) -> Iterator[bytes]:

@@ -11,7 +11,6 @@ from google.protobuf.struct_pb2 import Struct
 
 from luthier import datasets, names
 from luthier.errors import DataLoss
-from luthier.store import publish
 from luthier.task import DataFile
 from luthier.v1 import dataset_pb2
 from luthier.worker.job import Job, Publish
@@ -30,7 +29,7 @@ def work(job: Job) -> Publish:
         job.progress,
     )
     job.check()
-    publish(job.directory / "built", job.tools.store.dataset(built.digest))
+    job.tools.store.publish(job.directory / "built", job.tools.store.dataset(built.digest))
     version = dataset_pb2.DatasetVersion(
         task=request.task,
         digest=built.digest,
@@ -52,7 +51,7 @@ def _file(
 ) -> DataFile:
     id = names.parse("uploads/{upload}", file.upload)[0]
     upload = job.tools.registry.upload(id)
-    path = job.tools.store.upload(id)
+    path = job.tools.store.bring(job.tools.store.upload(id))
     if not path.is_file() or path.stat().st_size != upload.size_bytes:
         raise DataLoss(f"{upload.filename} is no longer as it was uploaded; upload it again")
     ending = upload.filename.rpartition(".")[2].lower()

@@ -34,10 +34,10 @@ def work(job: Job) -> Publish:
     dataset = registry.dataset_version(names.parse_versioned("datasets", request.dataset, "dataset"))
     task = job.tools.plugins.task(version.task)
     split = request.split or "test"
-    examples = datasets.load(store.dataset(dataset.digest), [split])[split]
+    examples = datasets.load(store.bring(store.dataset(dataset.digest)), [split])[split]
     if not examples.num_rows:
         raise FailedPrecondition(f"{dataset.name} has no examples in its {split} part")
-    directory = store.bundle(version.digest)
+    directory = store.bring(store.bundle(version.digest))
     bundle.verify(directory, version.digest)
     predictions = predict(task, directory, task.instances(examples), job.progress)
     evaluation = task.score(examples, predictions)

@@ -13,7 +13,6 @@ from google.protobuf.message import Message
 
 from luthier import bases, bundle, datasets, names
 from luthier.errors import ParityFailed
-from luthier.store import publish
 from luthier.task import PARTS, Task
 from luthier.v1 import dataset_pb2, evaluation_pb2, model_pb2
 from luthier.worker import evaluate, report, variants
@@ -35,7 +34,7 @@ def work(job: Job) -> Publish:
     request: model_pb2.FineTuneRequest = job.request(model_pb2.FineTuneRequest)
     task = job.tools.plugins.task(request.task)
     dataset = job.tools.registry.dataset_version(names.parse_versioned("datasets", request.dataset, "dataset"))
-    data = job.tools.store.dataset(dataset.digest)
+    data = job.tools.store.bring(job.tools.store.dataset(dataset.digest))
     base = _base(job, request.base)
     judged, examples = _parity_examples(data, request.seed)
     config = task.config()
@@ -64,7 +63,7 @@ def work(job: Job) -> Publish:
     )
     _seal(job, task, version, config, judged, served.directory)
     job.check()
-    publish(served.directory, job.tools.store.bundle(version.digest))
+    job.tools.store.publish(served.directory, job.tools.store.bundle(version.digest))
 
     def record(connection: sa.Connection) -> Message:
         registry = job.tools.registry
@@ -84,9 +83,11 @@ def _base(job: Job, name: str) -> Path | None:
         return None
     if name.startswith("bases/"):
         entry = job.tools.catalogue.get(names.parse("bases/{base}", name, "base")[0])
+        if entry.imported:
+            job.tools.store.bring(job.tools.store.bases / entry.folder)
         return bases.pull(entry, job.tools.store.bases, job.progress)
     version = job.tools.registry.model_version(*job.tools.registry.resolve(name, "base"))
-    directory = job.tools.store.bundle(version.digest)
+    directory = job.tools.store.bring(job.tools.store.bundle(version.digest))
     bundle.verify(directory, version.digest)
     return directory
 

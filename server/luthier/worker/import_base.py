@@ -14,7 +14,6 @@ from google.protobuf.message import Message
 from luthier import bases, entries, names
 from luthier.entries import Entry, File, Preprocessing
 from luthier.errors import DataLoss, InvalidArgument
-from luthier.store import publish
 from luthier.v1 import base_pb2
 from luthier.worker.child import run_child
 from luthier.worker.job import Job, Publish
@@ -37,7 +36,7 @@ def work(job: Job) -> Publish:
     outcome = json.loads((job.directory / "outcome.json").read_text(encoding="utf-8"))
     entry = _entry(request, outcome, job.directory / "base")
     job.check()
-    publish(job.directory / "base", job.tools.store.bases / entry.folder)
+    job.tools.store.publish(job.directory / "base", job.tools.store.bases / entry.folder)
 
     def record(connection: sa.Connection) -> Message:
         job.tools.catalogue.add(connection, entry)
@@ -83,7 +82,7 @@ def _file(path: Path, directory: Path) -> File:
 def _upload(job: Job, name: str) -> Path:
     id = names.parse("uploads/{upload}", name)[0]
     upload = job.tools.registry.upload(id)
-    path = job.tools.store.upload(id)
+    path = job.tools.store.bring(job.tools.store.upload(id))
     if not path.is_file() or path.stat().st_size != upload.size_bytes:
         raise DataLoss(f"{upload.filename} is no longer as it was uploaded; upload it again")
     return path

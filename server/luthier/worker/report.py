@@ -21,7 +21,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from luthier.errors import NotFound
 from luthier.operations import Operations
-from luthier.store import write
 from luthier.task import Picture, Task
 from luthier.v1.evaluation_pb2 import ClassScores, ConfusionMatrix, Curve, Evaluation
 from luthier.v1.model_pb2 import ModelVersion
@@ -116,7 +115,7 @@ def keep(job: Job, draft: Draft | None, version: ModelVersion, evaluation: Evalu
         return
     try:
         page = draft.html(version, evaluation).encode()
-        write(page, job.tools.store.report(evaluation.name.rpartition("/")[2]))
+        job.tools.store.write(page, job.tools.store.report(evaluation.name.rpartition("/")[2]))
     except Exception:  # As above.
         log.exception("report failed", operation=job.claim.operation)
 
