@@ -48,9 +48,7 @@ class Housekeeping:
         """Does everything once, as of a time in seconds since 1970."""
         if self._keep_s and (forgotten := self._operations.forget(now - self._keep_s)):
             log.info("operations forgotten", count=forgotten)
-        for id in self._registry.expired_uploads(now - UPLOADS_KEPT_S):
-            self._store.remove(self._store.upload(id))
-        self._store.clear_partials(now - UPLOADS_KEPT_S)
+        self._registry.forget_uploads(now - UPLOADS_KEPT_S)
         found = self._store.artefacts()
         # Asked after the files were listed: whatever was published since is not among them.
         named = self._registry.artefacts()

@@ -58,11 +58,10 @@ class Registry:
             name=f"uploads/{id}", filename=row.filename, size_bytes=row.size_bytes, sha256=row.sha256
         )
 
-    def expired_uploads(self, before: float) -> list[str]:
-        """Forgets uploads that came before a time, and returns their ids."""
+    def forget_uploads(self, before: float) -> None:
+        """Forgets uploads that came before a time."""
         with self._database.write() as connection:
-            query = sa.delete(db.uploads).where(db.uploads.c.create_time < before).returning(db.uploads.c.id)
-            return list(connection.execute(query).scalars())
+            connection.execute(db.uploads.delete().where(db.uploads.c.create_time < before))
 
     # Data sets.
 

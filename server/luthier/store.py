@@ -10,12 +10,13 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Container
+from contextlib import suppress
 from pathlib import Path
 
 from luthier.errors import FailedPrecondition, StoreUnavailable
 from luthier.objectstore import ObjectStore
 
-NAMED = ("bundles", "datasets", "reports", "predictions")
+NAMED = ("bundles", "datasets", "reports", "predictions", "uploads")
 """Folders of a home whose content is named by rows of the database."""
 OF_FOLDERS = ("bundles", "datasets", "bases")
 """Folders of a home that hold a folder for each artefact; the others hold files."""
@@ -51,12 +52,6 @@ class Store:
     def partial(self, sha256: str) -> Path:
         """The file of an upload that is not whole yet, by the hash of what it is to become."""
         return self.home / "uploads" / f"{sha256}.partial"
-
-    def clear_partials(self, before: float) -> None:
-        """Removes what broken uploads left behind and nobody has gone on with since a time."""
-        for path in (self.home / "uploads").glob("*.partial"):
-            if path.stat().st_mtime < before:
-                path.unlink(missing_ok=True)
 
     def dataset(self, digest: str) -> Path:
         """The folder of a data set version."""
@@ -132,10 +127,11 @@ class Store:
         return path
 
     def remove(self, path: Path) -> None:
-        """Removes an artefact that nothing names any more. Raises StoreUnavailable."""
+        """Removes an artefact that nothing names any more. What cannot be removed now is left to housekeeping."""
         remove(path)
         if self._objects is not None:
-            self._discard_object(self._name(path), time.time() - JUST_PUT_S)
+            with suppress(StoreUnavailable):
+                self._discard_object(self._name(path), time.time() - JUST_PUT_S)
 
     def artefacts(self) -> set[Path]:
         """The paths of all artefacts, here or in the object store, that rows of the database name; see

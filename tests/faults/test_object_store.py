@@ -145,11 +145,12 @@ def test_what_nothing_names_goes_after_a_day(tmp_path: Path, database: Database,
         (folder / "file").write_text(digest, encoding="utf-8")
         store.publish(folder, store.bundle(digest))
     store.write(b"x", store.report("old"))
+    store.write(b"x", store.upload("old"))
     # Objects of another machine, of which this home has nothing.
     shutil.rmtree(store.bundle("old"))
     housekeeping = Housekeeping(registry, Operations(database), store, keep_operations_days=0)
     housekeeping.keep(time.time() + 0.9 * DAY_S)
-    assert names(object_store, url) == ["bundles/named.tar", "bundles/old.tar", "reports/old.html"]
+    assert names(object_store, url) == ["bundles/named.tar", "bundles/old.tar", "reports/old.html", "uploads/old"]
     housekeeping.keep(time.time() + 1.1 * DAY_S)
     assert names(object_store, url) == ["bundles/named.tar"]
     assert not store.report("old").exists()
@@ -168,6 +169,7 @@ def test_what_is_deleted_goes_but_for_what_was_just_put(
     monkeypatch.setattr("luthier.store.time.time", lambda: now + 70)
     store.remove(store.report("r"))
     assert names(object_store, url) == []
+    Store(tmp_path, "s3://no-such-bucket").remove(store.report("r"))
 
 
 def test_an_object_that_is_cut_short_is_no_artefact(tmp_path: Path, url: str, object_store: S3) -> None:
