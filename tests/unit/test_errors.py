@@ -10,8 +10,10 @@ from luthier.v1.dataset_pb2 import DataProblem
 
 
 def every_error(of: type[errors.LuthierError] = errors.LuthierError) -> Iterator[type[errors.LuthierError]]:
+    """Those of the module; others tell one part of a process something, and no caller."""
     for kind in of.__subclasses__():
-        yield kind
+        if kind.__module__ == errors.__name__:
+            yield kind
         yield from every_error(kind)
 
 
