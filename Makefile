@@ -6,7 +6,7 @@ GENERATOR ?= .tools/protos
 export LUTHIER_REALDATA ?= ../shared
 # Further arguments of `luthier demo`, pytest or a benchmark.
 ARGS ?=
-# The benchmark that `make bench` runs: training or footprint.
+# The benchmark that `make bench` runs: a file of benchmarks without its ending.
 NAME ?= training
 
 BIN := $(VENV)/bin
