@@ -1,13 +1,16 @@
-"""Text classification: each text gets one class. Any encoder of the Hugging Face library is a base."""
+"""Text classification: each text gets one class, or any number where it learnt from texts with several labels.
+
+Any encoder of the Hugging Face library is a base.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from luthier.hookspecs import hookimpl
-from luthier.task import Codec, DataProblem, Evaluation, Split, Task, Trainer
+from luthier.task import Codec, DataFile, DataProblem, Evaluation, ReadOption, Split, Task, Trainer
 from luthier.tasks.text_classification.v1 import text_classification_pb2 as pb
 
 if TYPE_CHECKING:
@@ -24,12 +27,28 @@ class TextClassification(Task):
 
     id = "text-classification"
     title = "Text classification"
-    description = "Assigns each text to one of the classes that its training examples show."
+    description = "Assigns each text to one of the classes that its training examples show, or to several."
     service = pb.DESCRIPTOR.services_by_name["TextClassificationService"]
     config = pb.Config
     example = pb.Example
     primary_metric = "accuracy"
     bases = ("minilm-l6",)
+    read_options: ClassVar = {
+        "labels": ReadOption(
+            help="How many classes a text has: one, or several, which is any number and none too.",
+            default="one",
+            choices=("one", "several"),
+        ),
+        "separator": ReadOption(
+            help="With several: what divides the names of classes in one cell of a CSV or TSV file.", default=","
+        ),
+    }
+
+    def read(self, file: DataFile) -> pa.Table:
+        """One row a text. Several labels are a list, names in one cell, or a column of 0 and 1 for each."""
+        from luthier_text_classification import data
+
+        return data.read(file)
 
     def split(self, examples: pa.Table, split: Split) -> dict[str, pa.Table]:
         """Divides by a hash of the text alone, so that a text never occurs in two parts, whatever its labels."""
@@ -67,16 +86,31 @@ class TextClassification(Task):
 
     def score(self, examples: pa.Table, predictions: Sequence[Any]) -> Evaluation:
         """Accuracy; precision, recall and F1 by class and averaged; the confusion matrix; precision-recall curves."""
-        from luthier_text_classification import metrics
+        from luthier_text_classification import data, metrics
 
+        if data.several(examples):
+            return metrics.score_several(data.labels_of(examples), predictions)
         return metrics.score(examples["label"].to_pylist(), predictions)
 
     def grades(self, examples: pa.Table, predictions: Sequence[Any]) -> list[float]:
-        """The probability of the class predicted, negative where it is wrong: last comes the surest mistake."""
+        """The probability of the class predicted, negative where it is wrong: last comes the surest mistake.
+
+        With several labels the F1 of those that are given.
+        """
+        from luthier_text_classification import data
+
+        if data.several(examples):
+            return [_overlap(row, p) for row, p in zip(data.labels_of(examples), predictions, strict=True)]
         return [
             prediction.score if prediction.label == label else -prediction.score
             for label, prediction in zip(examples["label"].to_pylist(), predictions, strict=True)
         ]
+
+
+def _overlap(labels: Sequence[str], prediction: Any) -> float:
+    """F1 of the labels of one text, 1 where there are none on either side."""
+    given = {entry.label for entry in prediction.labels}
+    return 2 * len(given.intersection(labels)) / (len(given) + len(labels)) if given or labels else 1.0
 
 
 @hookimpl

@@ -26,7 +26,9 @@ class TextClassificationCodec(Codec):
 
     def __init__(self, directory: Path) -> None:
         self._labels: list[str] = json.loads((directory / LABELS_FILE).read_text(encoding="utf-8"))
-        preprocessing = json.loads((directory / PREPROCESSING_FILE).read_text(encoding="utf-8"))
+        preprocessing: dict[str, Any] = json.loads((directory / PREPROCESSING_FILE).read_text(encoding="utf-8"))
+        self._threshold: float | None = preprocessing.get("threshold")
+        """Of a model that gives several labels."""
         # Set once: a tokenizer is safe to share between threads as long as nobody changes it.
         self._tokenizer = Tokenizer.from_file(str(directory / TOKENIZER_FILE))
         self._tokenizer.enable_truncation(preprocessing["max_length"])
@@ -34,11 +36,13 @@ class TextClassificationCodec(Codec):
 
     def encode(self, instances: Sequence[Any]) -> dict[str, np.ndarray]:
         """Returns `input_ids` and `attention_mask`, both int64 [batch, longest], cut to the model's length."""
-        if violations := {
-            f"instances[{i}].top_k": f"{instance.top_k} is below 0"
-            for i, instance in enumerate(instances)
-            if instance.top_k < 0
-        }:
+        violations = {}
+        for i, instance in enumerate(instances):
+            if instance.top_k < 0:
+                violations[f"instances[{i}].top_k"] = f"{instance.top_k} is below 0"
+            if instance.HasField("threshold") and (why := self._unsuited(instance.threshold)):
+                violations[f"instances[{i}].threshold"] = why
+        if violations:
             raise InvalidArgument(violations)
         encodings = self._tokenizer.encode_batch_fast([instance.text for instance in instances])
         return {
@@ -49,11 +53,22 @@ class TextClassificationCodec(Codec):
     def decode(self, outputs: Mapping[str, np.ndarray], instances: Sequence[Any]) -> list[Message]:
         """Reads `probabilities`, float32 [batch, classes]; more classes than there are cannot be had."""
         return [
-            self._prediction(row, instance.top_k or 1)
-            for row, instance in zip(outputs["probabilities"], instances, strict=True)
+            self._prediction(row, instance) for row, instance in zip(outputs["probabilities"], instances, strict=True)
         ]
 
-    def _prediction(self, probabilities: np.ndarray, count: int) -> pb.Prediction:
-        best = np.argsort(-probabilities, kind="stable")[:count]
-        top = [pb.ClassScore(label=self._labels[i], score=probabilities[i]) for i in best]
-        return pb.Prediction(label=top[0].label, score=top[0].score, top=top)
+    def _unsuited(self, threshold: float) -> str:
+        if self._threshold is None:
+            return "the model gives each text one class; leave it out"
+        return "" if 0 <= threshold <= 1 else f"{threshold} is not between 0 and 1"
+
+    def _prediction(self, probabilities: np.ndarray, instance: Any) -> pb.Prediction:
+        order = np.argsort(-probabilities, kind="stable")
+        entries = [
+            pb.ClassScore(label=self._labels[i], score=probabilities[i])
+            for i in (order if self._threshold is not None else order[: instance.top_k or 1])
+        ]
+        prediction = pb.Prediction(label=entries[0].label, score=entries[0].score, top=entries[: instance.top_k or 1])
+        if self._threshold is not None:
+            threshold = instance.threshold if instance.HasField("threshold") else self._threshold
+            prediction.labels.extend(entry for entry in entries if entry.score >= threshold)
+        return prediction

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from luthier import curves
 from luthier.task import ClassScores, ConfusionMatrix, Evaluation
@@ -40,6 +40,45 @@ def score(truth: Sequence[str], predictions: Sequence[Prediction]) -> Evaluation
     )
 
 
+def score_several(truth: Sequence[Collection[str]], predictions: Sequence[Prediction]) -> Evaluation:
+    """Compares sets of labels. Classes are those that occur on either side; what would divide by zero is 0.
+
+    `accuracy` is the share of texts whose labels are all right and complete; `*_micro` counts every pair of text and
+    label alike, `*_macro` is the plain mean over the classes, `f1_weighted` the mean weighted by their examples.
+    """
+    from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+    from sklearn.preprocessing import MultiLabelBinarizer
+
+    predicted = [{entry.label for entry in prediction.labels} for prediction in predictions]
+    labels = sorted(set().union(*truth, *predicted))
+    binarizer = MultiLabelBinarizer(classes=labels).fit([labels])
+    true, given = binarizer.transform(truth), binarizer.transform(predicted)
+    by_class = precision_recall_fscore_support(true, given, zero_division=0)
+    averages = {
+        average: precision_recall_fscore_support(true, given, average=average, zero_division=0)
+        for average in ("micro", "macro", "weighted")
+    }
+    return Evaluation(
+        num_examples=len(truth),
+        metrics={
+            "accuracy": accuracy_score(true, given),
+            "precision_micro": averages["micro"][0],
+            "recall_micro": averages["micro"][1],
+            "f1_micro": averages["micro"][2],
+            "precision_macro": averages["macro"][0],
+            "recall_macro": averages["macro"][1],
+            "f1_macro": averages["macro"][2],
+            "f1_weighted": averages["weighted"][2],
+        },
+        per_class=[
+            ClassScores(label=label, support=int(support), metrics={"precision": precision, "recall": recall, "f1": f1})
+            for label, precision, recall, f1, support in zip(labels, *by_class, strict=True)
+        ],
+        curves=curves.multi_label(truth, [_scores(prediction) for prediction in predictions]),
+    )
+
+
 def _scores(prediction: Prediction) -> dict[str, float]:
     """Probabilities by class, as far as the prediction has them."""
-    return {prediction.label: prediction.score} | {entry.label: entry.score for entry in prediction.top}
+    entries = (*prediction.top, *prediction.labels)
+    return {prediction.label: prediction.score} | {entry.label: entry.score for entry in entries}

@@ -27,6 +27,7 @@ from luthier.toolkit.loop import Beat, Recipe, Validation, fit, share_error
 from luthier.toolkit.optim import decay_matrices
 from luthier.toolkit.precision import wants_bfloat16
 from luthier.toolkit.text import Tokens, load_encoder, random_inputs, spell_out_attention
+from luthier_text_classification import data
 from luthier_text_classification.codec import LABELS_FILE, PREPROCESSING_FILE, TOKENIZER_FILE
 
 if TYPE_CHECKING:
@@ -65,19 +66,19 @@ class Classifier(nn.Module):
 
 
 class Probabilities(nn.Module):
-    """What is exported: a classifier with its softmax."""
+    """What is exported: a classifier with its softmax, or with a sigmoid where a text may have several labels."""
 
-    def __init__(self, classifier: Classifier) -> None:
+    def __init__(self, classifier: Classifier, *, several: bool) -> None:
         super().__init__()
         self.classifier = classifier
+        self.several = several
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Probabilities [batch, classes]."""
-        probabilities: torch.Tensor = self.classifier(input_ids, attention_mask).softmax(-1)
-        return probabilities
+        return _probabilities(self.classifier(input_ids, attention_mask), several=self.several)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Model:
     """A fine-tuned classifier, and what it takes to use it."""
 
@@ -85,6 +86,10 @@ class Model:
     tokenizer: Any
     labels: list[str]
     max_length: int
+    several: bool
+    """Whether a text may have any number of labels."""
+    threshold: float = 0.5
+    """The probability from which one is given then."""
 
     @property
     def device(self) -> torch.device:
@@ -99,6 +104,8 @@ def fine_tune(run: Run) -> Model:
     kept: by more than the standard error of a difference between two shares of as many examples. Where
     there is no validation part, every epoch is trained and the last weights are kept. With 0 epochs see
     `_untuned_head`.
+    With several labels each class has a sigmoid of its own, F1 over all pairs of text and label takes the place of
+    accuracy, and the threshold becomes the one with the best F1 in the validation.
     Raises InvalidArgument where the base or the length does not suit, Cancelled where the operation was cancelled.
     """
     config: pb.Config = run.config
@@ -107,15 +114,15 @@ def fine_tune(run: Run) -> Model:
     random = np.random.default_rng(run.seed)
 
     encoder, tokenizer = load_encoder(run, config.max_length, pretrained=not config.from_scratch)
-    labels = sorted(set(run.parts["train"]["label"].to_pylist()))
+    labels = sorted({label for row in data.labels_of(run.parts["train"]) for label in row})
     classifier = Classifier(encoder, encoder.config.hidden_size, len(labels), config.dropout).to(device)
-    model = Model(classifier, tokenizer, labels, config.max_length)
+    model = Model(classifier, tokenizer, labels, config.max_length, data.several(run.parts["train"]))
     tokens, targets = _tokenise_part(model, run.parts["train"])
     validation, validation_targets = _tokenise_part(model, run.parts["validation"])
 
     def loss(indices: np.ndarray) -> torch.Tensor:
         logits = classifier(*tokens.batch(indices, device))
-        return functional.cross_entropy(logits.float(), targets[indices].to(device))
+        return _loss(logits.float(), targets[indices].to(device), several=model.several)
 
     def validate(beat: Beat) -> Validation:
         return _validate(model, validation, validation_targets, beat)
@@ -136,6 +143,8 @@ def fine_tune(run: Run) -> Model:
     batches = partial(length_buckets, tokens.lengths, config.batch_size, random)
     judge = validate if len(validation_targets) else None
     fit(run, classifier, groups, recipe, len(targets), batches, loss, judge, random)
+    if model.several and len(validation_targets):
+        model.threshold = _best_threshold(model, validation, validation_targets)
     return model
 
 
@@ -146,14 +155,19 @@ def predict(model: Model, instances: Sequence[Any]) -> list[Message]:
     predictions: list[Message] = [pb.Prediction() for _ in instances]
     for indices in in_order_of_length(tokens.lengths, EVALUATION_BATCH):
         with torch.inference_mode():
-            probabilities = classifier(*tokens.batch(indices, model.device)).softmax(-1).cpu()
+            logits = classifier(*tokens.batch(indices, model.device))
+            probabilities = _probabilities(logits, several=model.several).cpu()
         for i, row in zip(indices, probabilities, strict=True):
-            scores, classes = row.topk(min(instances[i].top_k or 1, len(model.labels)))
-            top = [
+            scores, classes = row.sort(descending=True, stable=True)
+            entries = [
                 pb.ClassScore(label=model.labels[c], score=s)
                 for s, c in zip(scores.tolist(), classes.tolist(), strict=True)
             ]
+            top = entries[: instances[i].top_k or 1]
             predictions[i] = pb.Prediction(label=top[0].label, score=top[0].score, top=top)
+            if model.several:
+                threshold = instances[i].threshold if instances[i].HasField("threshold") else model.threshold
+                predictions[i].labels.extend(entry for entry in entries if entry.score >= threshold)
     return predictions
 
 
@@ -164,7 +178,7 @@ def export(model: Model, directory: Path) -> None:
     [batch, classes]. Raises ParityFailed where it does not compute what PyTorch does.
     """
     spell_out_attention(model.classifier.encoder)
-    module = Probabilities(model.classifier).eval()
+    module = Probabilities(model.classifier, several=model.several).eval()
     example = random_inputs(model.tokenizer, 2, model.max_length // 2, model.device)
     axes = {0: Dim("batch"), 1: Dim("sequence", max=model.max_length)}
     path = export_onnx(module, example, ["probabilities"], axes, directory)
@@ -177,6 +191,7 @@ def export(model: Model, directory: Path) -> None:
         "max_length": model.max_length,
         "pad_id": model.tokenizer.pad_token_id,
         "pad_token": model.tokenizer.pad_token,
+        **({"threshold": model.threshold} if model.several else {}),
     }
     (directory / PREPROCESSING_FILE).write_text(
         json.dumps(preprocessing, ensure_ascii=False, indent=2), encoding="utf-8"
@@ -185,9 +200,18 @@ def export(model: Model, directory: Path) -> None:
 
 
 def _tokenise_part(model: Model, part: pa.Table) -> tuple[Tokens, torch.Tensor]:
-    """The texts' tokens, and the positions of their classes among the labels: int64 [texts]."""
+    """The texts' tokens, and the positions of their classes among the labels: int64 [texts].
+
+    With several labels the targets are float32 [texts, classes] instead: 1 where a label holds.
+    """
     position = {label: i for i, label in enumerate(model.labels)}
-    targets = torch.tensor([position[label] for label in part["label"].to_pylist()], dtype=torch.int64)
+    places = [[position[label] for label in row] for row in data.labels_of(part)]
+    if model.several:
+        targets = torch.zeros(len(places), len(position))
+        for i, row in enumerate(places):
+            targets[i, row] = 1.0
+    else:
+        targets = torch.tensor([place for (place,) in places], dtype=torch.int64)
     return _tokenise(model, part["text"].to_pylist()), targets
 
 
@@ -198,17 +222,51 @@ def _tokenise(model: Model, texts: list[str]) -> Tokens:
     return Tokens([torch.tensor(ids) for ids in encoded], lengths, model.tokenizer.pad_token_id)
 
 
+def _probabilities(logits: torch.Tensor, *, several: bool) -> torch.Tensor:
+    return logits.sigmoid() if several else logits.softmax(-1)
+
+
+def _loss(logits: torch.Tensor, targets: torch.Tensor, *, several: bool) -> torch.Tensor:
+    """The mean over the texts of cross-entropy, or over texts and classes of each class's own."""
+    if several:
+        return functional.binary_cross_entropy_with_logits(logits, targets)
+    return functional.cross_entropy(logits, targets)
+
+
 def _validate(model: Model, tokens: Tokens, targets: torch.Tensor, beat: Beat) -> Validation:
-    """Accuracy and mean loss."""
-    correct, loss = 0, 0.0
+    """Accuracy, or with several labels F1 at probability one half, and mean loss."""
+    right, counted, loss = 0, 0, 0.0
     for indices in in_order_of_length(tokens.lengths, EVALUATION_BATCH):
         logits = model.classifier(*tokens.batch(indices, model.device)).float().cpu()
-        correct += int((logits.argmax(-1) == targets[indices]).sum())
-        loss += functional.cross_entropy(logits, targets[indices], reduction="sum").item()
+        true = targets[indices]
+        if model.several:
+            right += 2 * int(((logits > 0) & (true > 0)).sum())
+            counted += int((logits > 0).sum()) + int(true.sum())
+        else:
+            right += int((logits.argmax(-1) == true).sum())
+            counted += len(true)
+        loss += _loss(logits, true, several=model.several).item() * len(true)
         beat()
-    accuracy = correct / len(targets)
-    metrics = {"validation/accuracy": accuracy, "validation/loss": loss / len(targets)}
-    return Validation(accuracy, share_error(accuracy, len(targets)), metrics)
+    score = right / max(1, counted)
+    name = "f1_micro" if model.several else "accuracy"
+    metrics = {f"validation/{name}": score, "validation/loss": loss / len(targets)}
+    return Validation(score, share_error(score, len(targets)), metrics)
+
+
+@torch.inference_mode()
+def _best_threshold(model: Model, tokens: Tokens, targets: torch.Tensor) -> float:
+    """The threshold with the best F1 over all pairs of text and label, in the middle between two probabilities."""
+    found, hits = [], []
+    for indices in in_order_of_length(tokens.lengths, EVALUATION_BATCH):
+        logits = model.classifier(*tokens.batch(indices, model.device)).float().cpu()
+        found.append(logits.sigmoid().flatten())
+        hits.append(targets[indices].flatten())
+    probabilities, order = torch.cat(found).sort(descending=True)
+    right = torch.cat(hits)[order].cumsum(0)
+    f1 = 2 * right / (torch.arange(1, len(right) + 1) + right[-1])
+    best = int(f1.argmax())
+    following = probabilities[best + 1] if best + 1 < len(probabilities) else torch.tensor(0.0)
+    return float((probabilities[best] + following) / 2)
 
 
 @torch.inference_mode()
@@ -219,13 +277,22 @@ def _untuned_head(model: Model, tokens: Tokens, targets: torch.Tensor) -> None:
     class c scaled to length COSINE_SCALE / m, where m is the mean length of the embeddings before scaling, and the bias
     0. The head sees embeddings as they are, so a logit is COSINE_SCALE times the cosine, times the text's embedding's
     length over m; the latter is the same for all classes and does not change their order.
+
+    With several labels the centroid of the texts without a label is taken from that of those with it: a label is given
+    where the latter is nearer.
     """
     classifier = model.classifier.eval()
     head = classifier.head
-    sums, length = torch.zeros_like(head.weight), 0.0
+    holds = targets if model.several else functional.one_hot(targets, len(model.labels)).float()
+    sums, total, length = torch.zeros_like(head.weight), torch.zeros_like(head.weight[0]), 0.0
     for indices in in_order_of_length(tokens.lengths, EVALUATION_BATCH):
         embeddings = classifier.embed(*tokens.batch(indices, model.device))
-        sums.index_add_(0, targets[indices].to(model.device), functional.normalize(embeddings))
+        scaled = functional.normalize(embeddings)
+        sums += holds[indices].to(model.device).T @ scaled
+        total += scaled.sum(0)
         length += embeddings.norm(dim=1).sum().item()
-    head.weight.copy_(functional.normalize(sums) * COSINE_SCALE * len(targets) / length)
+    centroids = functional.normalize(sums)
+    if model.several:
+        centroids -= functional.normalize(total - sums)
+    head.weight.copy_(centroids * COSINE_SCALE * len(targets) / length)
     head.bias.zero_()

@@ -6,7 +6,7 @@ Every function makes `Curve` messages of at most MOST_POINTS points, for `Evalua
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,21 +67,27 @@ def classifier(truth: Sequence[str], scores: Sequence[Mapping[str, float]]) -> l
     counts as not found; no such class can have a probability above 1 / (k + 1), and down to there the lines are exact.
     The first line is of all classes together (micro-averaged); then come those of the lowest average precision.
     """
+    return multi_label([(label,) for label in truth], scores)
+
+
+def multi_label(truth: Sequence[Collection[str]], scores: Sequence[Mapping[str, float]]) -> list[Curve]:
+    """The same of examples that have any number of classes."""
     found: dict[str, tuple[list[bool], list[float]]] = defaultdict(lambda: ([], []))
     best: tuple[list[bool], list[float]] = ([], [])
     for true, by_class in zip(truth, scores, strict=True):
         for label, score in by_class.items():
-            found[label][0].append(label == true)
+            found[label][0].append(label in true)
             found[label][1].append(score)
         label, score = max(by_class.items(), key=lambda item: item[1])
-        best[0].append(label == true)
+        best[0].append(label in true)
         best[1].append(score)
+    counts = Counter(label for labels in truth for label in labels)
     all_hits = [hit for hits, _ in found.values() for hit in hits]
     all_scores = [score for _, values in found.values() for score in values]
-    lines = [(_Line.of(*found[label], positives), label) for label, positives in Counter(truth).items()]
+    lines = [(_Line.of(*found[label], positives), label) for label, positives in counts.items()]
     lines.sort(key=lambda line: (line[0].average, line[1]))
     return [
-        precision_recall(all_hits, all_scores, label="all classes", positives=len(truth)),
+        precision_recall(all_hits, all_scores, label="all classes", positives=counts.total()),
         *(line.curve("Precision and recall", label) for line, label in lines[:MOST_CLASSES]),
         *reliability(best[1], best[0]),
     ]

@@ -6,6 +6,8 @@ TASK = "text-classification"
 GOOD = "text,label\n" + "".join(f"I want my money {i},refund\nWhere is parcel {i},delivery\n" for i in range(10))
 JSON_LINES = '{"text": "Where is it?", "label": "delivery"}\n'
 
+SEVERAL = {"labels": "several"}
+
 CASES = (
     Bad("texts-empty-file", TASK, {"a.csv": ""}, {"a.csv": "the file is empty"}),
     Bad("texts-header-alone", TASK, {"a.csv": "text,label\n"}, {"a.csv": "the file has no rows"}),
@@ -104,5 +106,34 @@ CASES = (
         {"train.csv": GOOD + "No label,\n", "test.csv": "text,label\n,refund\n"},
         {"train.csv:row 21:label": "there is no value", "test.csv:row 1:text": "there is no value"},
         roles={"train": "train.csv", "test": "test.csv"},
+    ),
+    Bad(
+        "texts-no-label-column-of-several",
+        TASK,
+        {"a.csv": "text,late,rude\nWhere is it?,1,0\n"},
+        {"a.csv:label": "there is no column `lost`"},
+        columns={"label": "late,lost,rude"},
+        options=SEVERAL,
+    ),
+    Bad(
+        "texts-a-label-that-is-no-flag",
+        TASK,
+        {"a.csv": "text,late,rude\nWhere is it?,yes,0\nHey!,0,-1\n"},
+        {"a.csv:row 1:label": "`yes` is not true", "a.csv:row 2:label": "`-1` is not true"},
+        columns={"label": "late,rude"},
+        options=SEVERAL,
+    ),
+    Bad(
+        "texts-without-any-label",
+        TASK,
+        {"a.csv": "text,label\n" + "".join(f"Where is parcel {i}?,\n" for i in range(20))},
+        {"label": "train has 0 classes"},
+        options=SEVERAL,
+    ),
+    Bad(
+        "texts-of-one-label-with-a-list",
+        TASK,
+        {"a.jsonl": '{"text": "Where is it?", "label": ["late", "rude"]}\n'},
+        {"a.jsonl:label": "the column holds list"},
     ),
 )

@@ -29,6 +29,19 @@ def reviews(seed: int, count: int) -> pa.Table:
     return pa.table({"text": texts, "label": labels})
 
 
+def remarks(seed: int, count: int) -> pa.Table:
+    """Texts with none to three labels, each told by two words or more."""
+    draw = random.Random(seed)
+    texts, labels = [], []
+    for _ in range(count):
+        labels.append([label for label in TELLING if draw.random() < 0.4])
+        words = draw.choices(FILLING, k=draw.randint(2, 8))
+        words += [word for label in labels[-1] for word in draw.choices(TELLING[label], k=draw.randint(2, 3))]
+        draw.shuffle(words)
+        texts.append(" ".join(words))
+    return pa.table({"text": texts, "label": pa.array(labels, pa.list_(pa.string()))})
+
+
 class TestTextClassification(TaskConformance):
     task = TextClassification()
     config = pb.Config(epochs=6, batch_size=16, learning_rate=0.005, head_learning_rate=0.02, max_length=32)
@@ -53,3 +66,21 @@ class TestTextClassification(TaskConformance):
     @classmethod
     def parts(cls) -> Mapping[str, pa.Table]:
         return {"train": reviews(1, 96), "validation": reviews(2, 24), "test": reviews(3, 24)}
+
+
+class TestTextsWithSeveralLabels(TestTextClassification):
+    invalid_instances = (
+        (pb.Instance(text="a flat beer", top_k=-1), "top_k"),
+        (pb.Instance(text="a flat beer", threshold=1.01), "threshold"),
+    )
+    edge_cases = (
+        *TestTextClassification.edge_cases,
+        pb.Instance(text="a lovely beer, if sour", threshold=0.0),
+        pb.Instance(text="a lovely beer, if sour", threshold=1.0),
+    )
+    trivial_score = 0.3
+    """The share of texts whose labels are all right; a fifth of them have none."""
+
+    @classmethod
+    def parts(cls) -> Mapping[str, pa.Table]:
+        return {"train": remarks(1, 192), "validation": remarks(2, 48), "test": remarks(3, 48)}

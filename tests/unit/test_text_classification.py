@@ -305,7 +305,7 @@ GOOD = [("one", "a"), ("two", "a"), ("three", "b"), ("four", "b")]
         ([*GOOD, ("five", "")], [], True, "empty label"),
         (GOOD, [("five", "c")], True, "test has classes that train lacks: `c`"),
         ([*GOOD, ("five", "c")], [], False, "1 classes have one example in train: `c`"),
-        ([*GOOD, ("ONE ", "b")], [], False, "1 texts have more than one label: `one`"),
+        ([*GOOD, ("ONE ", "b")], [], False, "1 texts are labelled in more than one way: `one`"),
         (GOOD, [("One", "a")], False, "1 texts of test are also in train: `one`"),
     ],
 )

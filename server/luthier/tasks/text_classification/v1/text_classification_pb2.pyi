@@ -30,7 +30,7 @@ class Example(_message.Message):
     text: _builtins.str
     """The text."""
     label: _builtins.str
-    """Its class."""
+    """Its class; with the option `labels=several` its classes."""
     def __init__(
         self,
         *,
@@ -158,21 +158,29 @@ class Instance(_message.Message):
 
     TEXT_FIELD_NUMBER: _builtins.int
     TOP_K_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """The text."""
     top_k: _builtins.int
     """So many of the most likely classes; 0: 1."""
+    threshold: _builtins.float
+    """Probability from which a class is given; the model's own where it is not set. Only for a model of texts with several
+    labels.
+    """
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
         top_k: _builtins.int = ...,
+        threshold: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "threshold", b"threshold"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "text", b"text", "threshold", b"threshold", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
+    _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
 
 Global___Instance: _TypeAlias = Instance  # noqa: Y015
 
@@ -185,6 +193,7 @@ class Prediction(_message.Message):
     LABEL_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
     TOP_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
     label: _builtins.str
     """The most likely class."""
     score: _builtins.float
@@ -193,16 +202,23 @@ class Prediction(_message.Message):
     def top(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassScore]:
         """The `top_k` most likely classes, best first."""
 
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassScore]:
+        """Every class whose probability reaches the threshold, best first. Only from a model of texts with several labels, whose
+        probabilities are independent of one another.
+        """
+
     def __init__(
         self,
         *,
         label: _builtins.str = ...,
         score: _builtins.float = ...,
         top: _abc.Iterable[Global___ClassScore] | None = ...,
+        labels: _abc.Iterable[Global___ClassScore] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["label", b"label", "score", b"score", "top", b"top"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["label", b"label", "labels", b"labels", "score", b"score", "top", b"top"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

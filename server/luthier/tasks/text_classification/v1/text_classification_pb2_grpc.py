@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class TextClassificationServiceStub:
-    """Assigns each text to one class.
+    """Assigns each text to one class, or to any number of classes where it learnt from texts with several labels.
     """
 
     def __init__(self, channel):
@@ -43,7 +43,7 @@ class TextClassificationServiceStub:
 
 
 class TextClassificationServiceServicer:
-    """Assigns each text to one class.
+    """Assigns each text to one class, or to any number of classes where it learnt from texts with several labels.
     """
 
     def Classify(self, request, context):
@@ -70,7 +70,7 @@ def add_TextClassificationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TextClassificationService:
-    """Assigns each text to one class.
+    """Assigns each text to one class, or to any number of classes where it learnt from texts with several labels.
     """
 
     @staticmethod

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class TextClassificationServiceStub:
-    """Assigns each text to one class."""
+    """Assigns each text to one class, or to any number of classes where it learnt from texts with several labels."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -38,14 +38,14 @@ class TextClassificationServiceStub:
 
 @_typing.type_check_only
 class TextClassificationServiceAsyncStub(TextClassificationServiceStub):
-    """Assigns each text to one class."""
+    """Assigns each text to one class, or to any number of classes where it learnt from texts with several labels."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Classify: _aio.UnaryUnaryMultiCallable[_text_classification_pb2.ClassifyRequest, _text_classification_pb2.ClassifyResponse]  # type: ignore[assignment]
     """Classifies texts."""
 
 class TextClassificationServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Assigns each text to one class."""
+    """Assigns each text to one class, or to any number of classes where it learnt from texts with several labels."""
 
     @_abc_1.abstractmethod
     def Classify(
