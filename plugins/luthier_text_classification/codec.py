@@ -63,12 +63,13 @@ class TextClassificationCodec(Codec):
 
     def _prediction(self, probabilities: np.ndarray, instance: Any) -> pb.Prediction:
         order = np.argsort(-probabilities, kind="stable")
-        entries = [
-            pb.ClassScore(label=self._labels[i], score=probabilities[i])
-            for i in (order if self._threshold is not None else order[: instance.top_k or 1])
-        ]
-        prediction = pb.Prediction(label=entries[0].label, score=entries[0].score, top=entries[: instance.top_k or 1])
+        top = self._entries(probabilities, order[: instance.top_k or 1])
+        prediction = pb.Prediction(label=top[0].label, score=top[0].score, top=top)
         if self._threshold is not None:
             threshold = instance.threshold if instance.HasField("threshold") else self._threshold
-            prediction.labels.extend(entry for entry in entries if entry.score >= threshold)
+            reached = np.count_nonzero(probabilities.astype(np.float64) >= threshold)
+            prediction.labels.extend(self._entries(probabilities, order[:reached]))
         return prediction
+
+    def _entries(self, probabilities: np.ndarray, classes: np.ndarray) -> list[pb.ClassScore]:
+        return [pb.ClassScore(label=self._labels[i], score=probabilities[i]) for i in classes]
