@@ -42,6 +42,9 @@ MAX_FAULTS = 3
 """After so many attempts in turn that ended without a word, such as by a killed process, and saved nothing that a next
 one could go on from, an operation fails."""
 
+POSTPONED_S = 10.0
+"""How long an operation waits for a store that is away before another attempt."""
+
 WAITING = (OperationMetadata.STATE_PENDING, OperationMetadata.STATE_PAUSED)
 OPEN = (*WAITING, OperationMetadata.STATE_RUNNING)
 
@@ -203,12 +206,10 @@ class Operations:
 
     def claim(self, kinds: Iterable[Kind], lease_s: float) -> Claim | None:
         """Takes up the oldest operation that waits, or whose worker fell silent; None where there is none."""
-        waiting = (operations.c.state == OperationMetadata.STATE_PENDING) | (
-            (operations.c.state == OperationMetadata.STATE_RUNNING) & (operations.c.lease_until < now())
-        )
+        due = (OperationMetadata.STATE_PENDING, OperationMetadata.STATE_RUNNING)
         query = (
             sa.select(operations)
-            .where(waiting, operations.c.kind.in_(list(kinds)))
+            .where(operations.c.state.in_(due), operations.c.lease_until < now(), operations.c.kind.in_(list(kinds)))
             .order_by(operations.c.create_time)
             .limit(1)
         )
@@ -300,6 +301,19 @@ class Operations:
             paused, pending = OperationMetadata.STATE_PAUSED, OperationMetadata.STATE_PENDING
             _turn(connection, row.id, paused if row.pause_requested else pending)
 
+    def postpone(self, claim: Claim, why: str) -> None:
+        """Gives an operation back that cannot be done for now. It waits a while before another attempt, and this one
+        is not counted as a fault, however many follow. Raises LeaseLost.
+        """
+        message = f"{why}; another attempt follows in {POSTPONED_S:.0f} s"
+        with self._database.write() as connection:
+            row = _claimed(connection, claim)
+            _append(connection, row.id, [operation_pb2.OperationEvent(message=message)])
+            if row.pause_requested:
+                _turn(connection, row.id, OperationMetadata.STATE_PAUSED)
+            else:
+                _turn(connection, row.id, OperationMetadata.STATE_PENDING, not_before=now() + POSTPONED_S)
+
     def release(self, claim: Claim, *, lost: bool) -> None:
         """Gives an operation back for another attempt, at once. Where it was not `lost` to a fault, as when a server is
         shut down, it is not counted as one."""
@@ -373,9 +387,9 @@ def _update(connection: sa.Connection, id: str, **values: object) -> None:
     connection.execute(operations.update().where(operations.c.id == id).values(update_time=now(), **values))
 
 
-def _turn(connection: sa.Connection, id: str, state: State) -> None:
-    """Puts an operation into a state that is not its last."""
-    _update(connection, id, state=state)
+def _turn(connection: sa.Connection, id: str, state: State, *, not_before: float = 0.0) -> None:
+    """Puts an operation into a state that is not its last and in which it is nobody's."""
+    _update(connection, id, state=state, lease_until=not_before)
     _append(connection, id, [operation_pb2.OperationEvent(state=state)])
 
 

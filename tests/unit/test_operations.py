@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -9,7 +10,7 @@ import sqlalchemy as sa
 
 from luthier.database import HEAD, Database, metadata
 from luthier.errors import AlreadyExists, Cancelled, FailedPrecondition, InvalidArgument, NotFound
-from luthier.operations import MAX_FAULTS, LeaseLost, Operations
+from luthier.operations import MAX_FAULTS, POSTPONED_S, LeaseLost, Operations
 from luthier.v1 import dataset_pb2
 from luthier.v1.operation_pb2 import Checkpoint, OperationEvent, OperationMetadata
 
@@ -169,6 +170,36 @@ def test_giving_back_in_peace_is_no_fault(operations: Operations) -> None:
         assert claim
         assert claim.attempt == attempt
         operations.release(claim, lost=False)
+
+
+def test_what_is_postponed_waits_and_counts_no_fault(operations: Operations, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = time.time()
+    monkeypatch.setattr("luthier.operations.now", lambda: clock)
+    id = operations.submit(KIND, "datasets/x", REQUEST).name.partition("/")[2]
+    for attempt in range(1, 3 * MAX_FAULTS):
+        claim = operations.claim([KIND], lease_s=60)
+        assert claim
+        assert claim.attempt == attempt
+        operations.postpone(claim, "the store is away")
+        assert state(operations, id).state == OperationMetadata.STATE_PENDING
+        with pytest.raises(LeaseLost):
+            operations.heartbeat(claim, 60)
+        clock += POSTPONED_S - 0.1
+        assert operations.claim([KIND], lease_s=60) is None
+        clock += 0.2
+    said = [event.message for event in operations.events(id, 0) if event.message]
+    assert said == ["the store is away; another attempt follows in 10 s"] * (3 * MAX_FAULTS - 1)
+    # Someone who pauses and resumes it need not wait.
+    claim = operations.claim([KIND], lease_s=60)
+    assert claim
+    operations.postpone(claim, "the store is away")
+    operations.pause(id)
+    operations.resume(id)
+    claim = operations.claim([KIND], lease_s=60)
+    assert claim
+    operations.pause(id)
+    operations.postpone(claim, "the store is away")
+    assert state(operations, id).state == OperationMetadata.STATE_PAUSED
 
 
 def test_what_was_deleted_at_its_end_cannot_be_given_back_and_disturbs_nobody(operations: Operations) -> None:

@@ -122,6 +122,7 @@ operations = sa.Table(
     sa.Column("attempt", sa.Integer, nullable=False),
     # How many attempts ended without a word.
     sa.Column("faults", sa.Integer, nullable=False),
+    # When another worker may take it up: where it runs, the end of its lease.
     sa.Column("lease_until", sa.Double, nullable=False),
     sa.Column("cancel_requested", sa.Boolean, nullable=False),
     sa.Column("pause_requested", sa.Boolean, nullable=False, server_default=sa.false()),

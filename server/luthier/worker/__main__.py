@@ -65,7 +65,10 @@ def main(settings_json: str, operation: str, attempt: str, kind: str, parent: st
     except Paused:
         job.finish()
         operations.hold(claim)
-    except (ChildKilled, StoreUnavailable) as error:
+    except StoreUnavailable as error:
+        job.finish()
+        operations.postpone(claim, error.message)
+    except ChildKilled as error:
         job.finish()
         log.warning("to be taken up again", operation=operation, attempt=claim.attempt, why=str(error))
         return 1
