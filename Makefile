@@ -13,13 +13,17 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 ACME := tests/plugins/acme_regression
 
-.PHONY: demo test lint protos bench quality constraints install
+.PHONY: demo test guards lint protos bench quality constraints install
 
 demo: $(VENV)/.train
 	$(BIN)/luthier demo $(ARGS)
 
 test: $(VENV)/.acme
 	$(BIN)/python -m pytest $(ARGS)
+
+# Breaks what tests guard, one guard at a time, and shows that its test fails: a quarter of an hour.
+guards: $(VENV)/.acme
+	$(BIN)/python tools/guards.py $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

@@ -52,8 +52,9 @@ def read(file: DataFile) -> pa.Table:
     records = (_parquet if file.format == "parquet" else _jsonl)(file, problems)
     names = {field: file.columns.get(field, field) for field in SCHEMA.names}
     found: dict[str, None] = {}
-    examples = []
+    rows, examples = [], []
     for row, record in records:
+        rows.append(row)
         found |= dict.fromkeys(record)
         text = _text(record.get(names["text"]), row, problems)
         examples.append((text or "", _entities(record.get(names["entities"]), text, row, problems)))
@@ -67,8 +68,10 @@ def read(file: DataFile) -> pa.Table:
             problems.add(0, field, f"{message}say which one it is, for instance --column {field}={free}")
     elif not examples and not problems:
         problems.add(0, "", "the file is empty")
-    if problems:
-        raise InvalidData(problems.listed())
+    if left_out := problems.settle(file):
+        examples = [example for row, example in zip(rows, examples, strict=True) if row not in left_out]
+        if not examples:
+            raise InvalidData(problems.listed())
     return table_of(examples)
 
 

@@ -14,9 +14,14 @@ TINY = 1e-30
 """Stands for a probability of 0, which has no logarithm."""
 
 
-def num_tags(labels: Sequence[str]) -> int:
-    """Tags that so many labels take."""
-    return 2 * len(labels) + 1
+def names(labels: Sequence[str]) -> list[str]:
+    """What the tags of labels are called, in their order."""
+    return ["O", *(f"{tag}-{label}" for label in labels for tag in "BI")]
+
+
+def labels_of(names: Iterable[str]) -> set[str]:
+    """The labels that tags of these names belong to."""
+    return {name[2:] for name in names if name != "O"}
 
 
 def encode(spans: Spans, entities: Iterable[Entity], position: Mapping[str, int]) -> np.ndarray:

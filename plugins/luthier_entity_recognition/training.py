@@ -23,11 +23,19 @@ from torch.nn import functional
 
 from luthier.tasks.entity_recognition.v1 import entity_recognition_pb2 as pb
 from luthier.toolkit.batches import in_order_of_length, length_buckets
+from luthier.toolkit.devices import device_of
 from luthier.toolkit.export import check_onnx, export_onnx
 from luthier.toolkit.loop import Beat, Recipe, Validation, fit, share_error
 from luthier.toolkit.optim import decay_matrices
 from luthier.toolkit.precision import wants_bfloat16
-from luthier.toolkit.text import load_encoder, random_inputs, spell_out_attention
+from luthier.toolkit.text import (
+    carry_over,
+    earlier_head,
+    load_encoder,
+    random_inputs,
+    save_source,
+    spell_out_attention,
+)
 from luthier_entity_recognition import metrics, tagging, words
 from luthier_entity_recognition.codec import predictions
 from luthier_entity_recognition.examples import Entity, entities_of
@@ -105,19 +113,22 @@ def fine_tune(run: Run) -> Model:
     It is validated after each epoch, and the weights of the last one that is not clearly below the best F1 are kept: by
     more than the standard error of a difference between two shares of as many entities. Where there is no validation
     part, or no entity in it, every epoch is trained and the last weights are kept.
+    An earlier version as the base is trained on: it keeps its labels, with what it knows of them, and admits new ones.
     Raises InvalidArgument where the base or the length does not suit, Cancelled where the operation was cancelled.
     """
     config: pb.Config = run.config
-    device = torch.device(run.device)
+    device = device_of(run)
     torch.manual_seed(run.seed)
     random = np.random.default_rng(run.seed)
 
     train, validation = run.parts["train"], run.parts["validation"]
     entities = entities_of(train)
-    labels = sorted({label for one in entities for _, _, label in one})
     encoder, tokenizer = load_encoder(run, config.max_length, pretrained=not config.from_scratch)
+    earlier = earlier_head(run)
+    labels = sorted({label for one in entities for _, _, label in one} | tagging.labels_of(earlier))
     texts = _text_tokenizer(tokenizer, config.max_length, train["text"].to_pylist(), entities)
-    tagger = Tagger(encoder, encoder.config.hidden_size, tagging.num_tags(labels), config.dropout).to(device)
+    tagger = Tagger(encoder, encoder.config.hidden_size, len(tagging.names(labels)), config.dropout).to(device)
+    carry_over(earlier, tagger.head, tagging.names(labels))
     model = Model(tagger, tokenizer, texts, labels)
     windows, targets = _windows(model, texts(train["text"].to_pylist()), entities)
     lengths = np.array([len(window) for window in windows])
@@ -168,7 +179,7 @@ def predict(model: Model, instances: Sequence[Any]) -> list[Message]:
 
 
 def export(model: Model, directory: Path) -> None:
-    """Writes `model.onnx`, `labels.json`, `tokenizer.json` and `preprocessing.json`.
+    """Writes `model.onnx`, `labels.json`, `tokenizer.json`, `preprocessing.json`, and the folder `source`.
 
     The graph takes `input_ids` and `attention_mask`, int64 [batch, sequence], and gives `probabilities`, float32
     [batch, sequence, tags]. Raises ParityFailed where it does not compute what PyTorch does.
@@ -187,6 +198,7 @@ def export(model: Model, directory: Path) -> None:
     (directory / tagging.LABELS_FILE).write_text(
         json.dumps(model.labels, ensure_ascii=False, indent=2), encoding="utf-8"
     )
+    save_source(directory, model.tagger.encoder, model.tokenizer, model.tagger.head, tagging.names(model.labels))
 
 
 def _text_tokenizer(

@@ -63,6 +63,9 @@ class Findings:
 
     file: DataFile
     problems: list[DataProblem] = field(default_factory=list)
+    """Of single examples, which are left out of a lenient file."""
+    fatal: list[DataProblem] = field(default_factory=list)
+    """Of the file, or of a manifest in it."""
     misnamed: list[str] = field(default_factory=list)
 
     def add(self, message: str, *, path: str = "", row: int = 0, field: str = "") -> None:
@@ -75,7 +78,7 @@ class Findings:
         self.file.warnings.append(DataProblem(file=self.file.name, message=message, count=count))
 
     def settle(self) -> None:
-        """Raises InvalidData with all problems, if there are any."""
+        """Raises InvalidData with all problems, if there are any; those that a lenient file may have are warnings."""
         if self.misnamed:
             message = (
                 f"{len(self.misnamed)} images are named for another format than they have: {some(self.misnamed)}; "
@@ -85,8 +88,10 @@ class Findings:
         if more := self.problems[MAX_PROBLEMS:]:
             message = f"there are {len(more)} more problems like these"
             more = [DataProblem(file=self.file.name, message=message, count=len(more))]
-        if self.problems:
-            raise InvalidData([*self.problems[:MAX_PROBLEMS], *more])
+        listed = [*self.fatal, *self.problems[:MAX_PROBLEMS], *more]
+        if listed and (self.fatal or not self.file.lenient):
+            raise InvalidData(listed)
+        self.file.warnings.extend(listed)
 
 
 def read(file: DataFile) -> pa.Table | Mapping[str, pa.Table]:
@@ -98,9 +103,10 @@ def read(file: DataFile) -> pa.Table | Mapping[str, pa.Table]:
         layout = file.format or ("manifest" if _manifests(archive, file) else "folder")
         listed = _folders(archive, findings) if layout == "folder" else _listed(archive, findings)
         contents = _decoded(archive, [example.path for example in listed], findings)
-    if not listed and not findings.problems:
+    if not (listed or findings.problems or findings.fatal):
         findings.add(f"there is no image in it; those taken end in {', '.join(images.ENDINGS)}")
     findings.settle()
+    listed = [example for example in listed if example.path in contents]
     by_part: dict[str, list[Labelled]] = defaultdict(list)
     for example in listed:
         by_part[example.part].append(example)
@@ -120,11 +126,13 @@ def _examples(examples: Sequence[Labelled], contents: Mapping[str, bytes]) -> pa
 def _table(file: DataFile, findings: Findings) -> pa.Table:
     """Rows that hold the images themselves."""
     table = tabular.read(file, pb.Example).cast(SCHEMA)
+    whole = []
     for row, found in enumerate(_inspected(table["image"].to_pylist()), 1):
-        if isinstance(found, images.ImageError):
+        whole.append(not isinstance(found, images.ImageError))
+        if not whole[-1]:
             findings.add(str(found), row=row, field="image")
     findings.settle()
-    return table
+    return table.filter(pa.array(whole))
 
 
 # A folder for each class.
@@ -224,7 +232,7 @@ def _manifest_table(archive: Archive, manifest: str, findings: Findings) -> pa.T
         try:
             return tabular.read_columns(file, _COLUMNS)
         except InvalidData as error:
-            findings.problems.extend(error.problems)
+            findings.fatal.extend(error.problems)
             return None
 
 
@@ -250,12 +258,14 @@ def _decoded(archive: Archive, paths: Sequence[str], findings: Findings) -> dict
             contents[path] = archive.read(path)
         except InvalidData as error:
             findings.problems.extend(error.problems)
+    broken = set()
     for path, found in zip(contents, _inspected(contents.values()), strict=True):
         if isinstance(found, images.ImageError):
             findings.add(str(found), path=path)
+            broken.add(path)
         elif images.misnamed(path, found):
             findings.misnamed.append(path)
-    return contents
+    return {path: content for path, content in contents.items() if path not in broken}
 
 
 def _inspected(encoded: Iterable[bytes]) -> Iterator[images.Header | images.ImageError]:

@@ -25,6 +25,7 @@ from luthier import images
 from luthier.errors import InvalidArgument
 from luthier.tasks.image_classification.v1 import image_classification_pb2 as pb
 from luthier.toolkit.backbones import Base, create_backbone, read_base
+from luthier.toolkit.devices import device_of
 from luthier.toolkit.export import check_onnx, export_onnx
 from luthier.toolkit.loop import Beat, Recipe, Validation, fit, share_error
 from luthier.toolkit.optim import decay_matrices
@@ -105,7 +106,7 @@ def fine_tune(run: Run) -> Model:
     Raises InvalidArgument where the base does not suit, Cancelled where the operation was cancelled.
     """
     config: pb.Config = run.config
-    device = torch.device(run.device)
+    device = device_of(run)
     torch.manual_seed(run.seed)
     random = np.random.default_rng(run.seed)
     if run.base is None or run.warm_start:

@@ -46,7 +46,7 @@ def read(file: DataFile) -> Mapping[str, pa.Table]:
         found = READERS[layout](archive, errors, warnings)
         if not found.images and not errors:
             errors.add("", f"there is no annotated image of the layout {layout} in the zip")
-        rows = _rows(archive, found.images, file.options["boxes"], errors, warnings)
+        rows = _rows(archive, found.images, file, errors, warnings)
     if errors:
         raise InvalidData(errors.listed())
     file.warnings.extend(warnings.listed())
@@ -70,7 +70,7 @@ def _layout(archive: Archive) -> str:
 
 
 def _rows(
-    archive: Archive, found: list[Annotated], policy: str, errors: Problems, warnings: Problems
+    archive: Archive, found: list[Annotated], file: DataFile, errors: Problems, warnings: Problems
 ) -> dict[str, list[dict[str, Any]]]:
     """Examples by part."""
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -80,12 +80,12 @@ def _rows(
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for annotated, content, header in zip(found, contents, pool.map(_inspected, contents), strict=True):
             if isinstance(header, str):
-                errors.add(annotated.image, header, field="image")
+                (warnings if file.lenient else errors).add(annotated.image, header, field="image")
                 continue
             if message := images.misnamed(annotated.image, header):
                 warnings.add(annotated.image, message, field="image")
             _check_size(annotated, header, errors)
-            objects = [_placed(box, annotated, header, policy, errors, odd) for box in annotated.boxes]
+            objects = [_placed(box, annotated, header, file.options["boxes"], errors, odd) for box in annotated.boxes]
             kept = [entry for entry in objects if entry is not None]
             rows[annotated.part].append({"image": content, "name": annotated.image, "objects": kept})
     for what, places in odd.items():

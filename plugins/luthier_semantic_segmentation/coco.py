@@ -73,7 +73,7 @@ def read(file: DataFile, archive: Archive) -> dict[str, list[Row]]:
         try:
             size, warning = check_image(data, picture.path)
         except images.ImageError as error:
-            problems.add(picture.path, "image", str(error))
+            problems.leave_out(picture.path, "image", str(error))
             continue
         if size != (picture.height, picture.width):
             message = (

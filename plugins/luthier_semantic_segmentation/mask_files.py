@@ -113,7 +113,7 @@ def read(file: DataFile, archive: Archive) -> dict[str, list[Row]]:
             contents.append(content)
         else:
             for wrong in content:
-                problems.add(*wrong.args)
+                problems.leave_out(*wrong.args)
     ignored = _ignored(file.options["ignore"], legend, contents)
     _check_values(contents, legend, ignored, problems)
     problems.check()

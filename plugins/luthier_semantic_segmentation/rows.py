@@ -60,6 +60,13 @@ class Problems:
         name = f"{self.file.name}/{path}" if path else self.file.name
         self.found.append(DataProblem(file=name, field=field, message=message))
 
+    def leave_out(self, path: str, field: str, message: str) -> None:
+        """Records why a pair of image and mask cannot be used: in a lenient file it is left out with a warning."""
+        if self.file.lenient:
+            self.file.warnings.append(DataProblem(file=f"{self.file.name}/{path}", field=field, message=message))
+        else:
+            self.add(path, field, message)
+
     def check(self) -> None:
         """Raises InvalidData where there are any."""
         more = len(self.found) - MAX_PROBLEMS

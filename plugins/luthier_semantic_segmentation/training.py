@@ -23,6 +23,7 @@ from luthier import images
 from luthier.errors import InvalidArgument
 from luthier.tasks.semantic_segmentation.v1 import semantic_segmentation_pb2 as pb
 from luthier.toolkit.backbones import read_base
+from luthier.toolkit.devices import device_of
 from luthier.toolkit.export import check_onnx, export_onnx
 from luthier.toolkit.loop import Beat, Recipe, Validation, fit
 from luthier.toolkit.optim import decay_matrices
@@ -87,7 +88,7 @@ def fine_tune(run: Run) -> Model:
     if run.base is None or run.warm_start:
         why = "name a vision base of the catalogue; a model's version keeps its ONNX graph, not weights to go on from"
         raise InvalidArgument({"base": why})
-    device = torch.device(run.device)
+    device = device_of(run)
     torch.manual_seed(run.seed)
     random = np.random.default_rng(run.seed)
 

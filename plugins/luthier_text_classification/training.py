@@ -20,13 +20,23 @@ from torch import nn
 from torch.export import Dim
 from torch.nn import functional
 
+from luthier.errors import InvalidArgument
 from luthier.tasks.text_classification.v1 import text_classification_pb2 as pb
 from luthier.toolkit.batches import in_order_of_length, length_buckets
+from luthier.toolkit.devices import device_of
 from luthier.toolkit.export import check_onnx, export_onnx
 from luthier.toolkit.loop import Beat, Recipe, Validation, fit, share_error
 from luthier.toolkit.optim import decay_matrices
 from luthier.toolkit.precision import wants_bfloat16
-from luthier.toolkit.text import Tokens, load_encoder, random_inputs, spell_out_attention
+from luthier.toolkit.text import (
+    Tokens,
+    carry_over,
+    earlier_head,
+    load_encoder,
+    random_inputs,
+    save_source,
+    spell_out_attention,
+)
 from luthier_text_classification import data
 from luthier_text_classification.codec import LABELS_FILE, PREPROCESSING_FILE, TOKENIZER_FILE
 
@@ -104,18 +114,23 @@ def fine_tune(run: Run) -> Model:
     kept: by more than the standard error of a difference between two shares of as many examples. Where
     there is no validation part, every epoch is trained and the last weights are kept. With 0 epochs see
     `_untuned_head`.
+    An earlier version as the base is trained on: it keeps its classes, with what it knows of them, and admits new ones.
     With several labels each class has a sigmoid of its own, F1 over all pairs of text and label takes the place of
     accuracy, and the threshold becomes the one with the best F1 in the validation.
     Raises InvalidArgument where the base or the length does not suit, Cancelled where the operation was cancelled.
     """
     config: pb.Config = run.config
-    device = torch.device(run.device)
+    device = device_of(run)
     torch.manual_seed(run.seed)
     random = np.random.default_rng(run.seed)
 
+    if run.warm_start and config.epochs == 0:
+        raise InvalidArgument({"config.epochs": "must be at least 1 where an earlier version is the base"})
     encoder, tokenizer = load_encoder(run, config.max_length, pretrained=not config.from_scratch)
-    labels = sorted({label for row in data.labels_of(run.parts["train"]) for label in row})
+    earlier = earlier_head(run)
+    labels = sorted({label for row in data.labels_of(run.parts["train"]) for label in row} | earlier.keys())
     classifier = Classifier(encoder, encoder.config.hidden_size, len(labels), config.dropout).to(device)
+    carry_over(earlier, classifier.head, labels)
     model = Model(classifier, tokenizer, labels, config.max_length, data.several(run.parts["train"]))
     tokens, targets = _tokenise_part(model, run.parts["train"])
     validation, validation_targets = _tokenise_part(model, run.parts["validation"])
@@ -172,7 +187,7 @@ def predict(model: Model, instances: Sequence[Any]) -> list[Message]:
 
 
 def export(model: Model, directory: Path) -> None:
-    """Writes `model.onnx`, `labels.json`, `tokenizer.json` and `preprocessing.json`.
+    """Writes `model.onnx`, `labels.json`, `tokenizer.json`, `preprocessing.json`, and the folder `source`.
 
     The graph takes `input_ids` and `attention_mask`, int64 [batch, sequence], and gives `probabilities`, float32
     [batch, classes]. Raises ParityFailed where it does not compute what PyTorch does.
@@ -197,6 +212,7 @@ def export(model: Model, directory: Path) -> None:
         json.dumps(preprocessing, ensure_ascii=False, indent=2), encoding="utf-8"
     )
     (directory / LABELS_FILE).write_text(json.dumps(model.labels, ensure_ascii=False, indent=2), encoding="utf-8")
+    save_source(directory, model.classifier.encoder, model.tokenizer, model.classifier.head, model.labels)
 
 
 def _tokenise_part(model: Model, part: pa.Table) -> tuple[Tokens, torch.Tensor]:

@@ -76,7 +76,7 @@ class App:
             log.error("plugin failed", plugin=failure.plugin, why=failure.reason)
         self._registry = Registry(self._database)
         self._operations = Operations(self._database)
-        self._pool = ModelPool(self._registry, self._store, self._plugins)
+        self._pool = ModelPool(self._registry, self._store, self._plugins, settings.serve_device)
         self._revisions = Revisions(self._database, settings.poll_s, self._pool.refresh)
         self._supervisor = Supervisor(settings, self._operations, self._store)
         self._housekeeping = Housekeeping(self._registry, self._operations, self._store, settings.keep_operations_days)

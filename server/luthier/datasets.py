@@ -56,6 +56,8 @@ def build(
     split: Split,
     directory: Path,
     report: Report = lambda stage, done, total: None,
+    *,
+    strict: bool = False,
 ) -> Built:
     """Reads, splits, validates and writes files as one version into a folder, which is made if need be.
 
@@ -63,7 +65,8 @@ def build(
     A part that is not given is taken from train by a hash. Extra files go by their own roles. An archive may say itself
     which part its examples belong to; a split that is asked for by its method goes before that.
 
-    Raises InvalidArgument where files and split do not go together, InvalidData with every problem of every file.
+    Raises InvalidArgument where files and split do not go together, InvalidData with every problem of every file; where
+    it is to be `strict`, of what is only odd too.
     """
     if split.method != "given":  # Whether they are given, an archive may say: that shows once it is read.
         _plan(task, [(f"files[{i}].role", file.role) for i, file in enumerate(files)], split)
@@ -73,6 +76,8 @@ def build(
     parts = _assemble(task, tables, plan)
     report("validating", 0, 1)
     warnings = _kept([w for file in files for w in file.warnings] + _validate(task, parts)) + _left_out(tables, parts)
+    if strict and warnings:
+        raise InvalidData(warnings)
     statistics = task.describe(parts)
     report("writing", 0, 1)
     directory.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from luthier.errors import InvalidData
 from luthier.task import DataFile
 from luthier.v1.dataset_pb2 import DataProblem
 
@@ -44,12 +45,14 @@ class Problems:
         self._last_alike: dict[tuple[str, str], DataProblem] = {}
         self._alike: Counter[tuple[str, str]] = Counter()
         self._unlisted = 0
+        self._rows: set[int] = set()
 
     def __bool__(self) -> bool:
         return bool(self._problems)
 
     def add(self, row: int, field: str, message: str) -> None:
         """Records one problem; `row` 0 is the file as a whole."""
+        self._rows.add(row)
         kind = (field, message)
         self._alike[kind] += 1
         if self._alike[kind] > MAX_ALIKE and kind in self._last_alike:
@@ -68,6 +71,19 @@ class Problems:
             message = f"there are {self._unlisted} more problems like these"
             problems.append(DataProblem(file=self._file, message=message, count=self._unlisted))
         return problems
+
+    def settle(self, file: DataFile) -> set[int]:
+        """Returns the rows to leave out of a lenient file, to whose warnings all problems are added.
+
+        Raises InvalidData with all of them where there are any and the file is not lenient, or is wrong as a whole.
+        """
+        if self and not (file.lenient and 0 not in self._rows):
+            raise InvalidData(self.listed())
+        if self:
+            message = f"{len(self._rows)} rows are left out for what is wrong with them"
+            file.warnings.append(DataProblem(file=file.name, message=message, count=len(self._rows)))
+            file.warnings.extend(self.listed())
+        return self._rows
 
 
 @dataclass(frozen=True)

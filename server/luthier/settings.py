@@ -48,6 +48,8 @@ class Settings(BaseSettings):
     max_request_bytes: int = Field(16 * 2**20, ge=2**20, description="Largest message taken in.")
     trainings: int = Field(1, ge=0, description="Fine-tunes run at once by this process; 0: none.")
     jobs: int = Field(1, ge=0, description="Other operations run at once by this process; 0: none.")
+    train_device: str = Field("cpu", description="Where this process's trainings compute: cpu, cuda, or cuda:1.")
+    serve_device: str = Field("cpu", description="Where predictions compute: cpu, cuda, or cuda:1.")
     lease_s: float = Field(
         15.0, gt=0, description="Seconds after which a silent worker's operation is given to another."
     )
@@ -90,6 +92,13 @@ class Settings(BaseSettings):
         if url and not re.fullmatch(r"s3://[^/]+(/[^/]+)*/?", url):
             raise ValueError(f"{url} is no URL of a bucket or a folder in one, such as s3://bucket/luthier")
         return url
+
+    @field_validator("train_device", "serve_device")
+    @classmethod
+    def _is_a_device(cls, device: str) -> str:
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+            raise ValueError(f"{device} is none of cpu, cuda, and cuda with a number, such as cuda:1")
+        return device
 
     @property
     def database(self) -> str:

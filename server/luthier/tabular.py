@@ -108,7 +108,8 @@ def read(file: DataFile, example: type[Message]) -> pa.Table:
 
     `file.columns` maps a field to the file's column; for a repeated field to several columns, separated by commas, or
     to one that holds lists. A field whose column the file lacks takes its default, unless it is required.
-    Raises InvalidData with every problem of the file, each by row and field.
+    Raises InvalidData with every problem of the file, each by row and field; of a lenient file rows that have one are
+    left out instead.
     """
     return read_columns(file, columns_of(example))
 
@@ -122,15 +123,18 @@ def read_columns(file: DataFile, columns: Sequence[Column]) -> pa.Table:
     reader = open_file(file, wanted, problems)
     if reader is None or not _find(columns, sources, reader.names, file, problems):
         raise InvalidData(problems.listed())
-    batches = [
-        pa.record_batch([_assemble(column, sources[column.name], batch, problems) for column in columns], schema=schema)
-        for batch in reader.batches
-    ]
+    rows, batches = [np.zeros(0, dtype=np.int64)], []
+    for batch in reader.batches:
+        arrays = [_assemble(column, sources[column.name], batch, problems) for column in columns]
+        batches.append(pa.record_batch(arrays, schema=schema))
+        rows.append(batch.rows)
     table = pa.Table.from_batches(batches, schema).combine_chunks()
     if not problems and not table.num_rows:
         problems.add(0, "", "the file has no rows")
-    if problems:
-        raise InvalidData(problems.listed())
+    if left_out := problems.settle(file):
+        table = table.filter(pa.array(~np.isin(np.concatenate(rows), list(left_out))))
+        if not table.num_rows:
+            raise InvalidData(problems.listed())
     return table
 
 

@@ -76,6 +76,8 @@ class DataFile:
     """False where the file begins with data; its columns are then called `0`, `1`, …"""
     options: Mapping[str, str] = field(default_factory=dict)
     """The task's `read_options` by name, each stated or its default."""
+    lenient: bool = False
+    """Whether rows that cannot be read and images that cannot be decoded are left out, with a warning each."""
     warnings: list[DataProblem] = field(default_factory=list)
     """For a reader to add what is odd in the file, and yet read."""
 

@@ -218,6 +218,24 @@ def test_bad_rows_are_a_table_and_exit_1(luthier: Callable[..., Result], tmp_pat
     assert re.search(r"bad\.csv +3 +weight ", result.stderr)
 
 
+def test_bad_rows_are_left_out_or_odd_ones_refused(
+    as_json: Callable[..., Any], luthier: Callable[..., Result], tmp_path: Path
+) -> None:
+    path = tmp_path / "bad.csv"
+    rows = "".join(f"u{i % 7},i{i % 5},1\n" for i in range(40))
+    path.write_text(f"user,item,weight\n{rows}u2,,1\nu3,i3,heavy\n", encoding="utf-8")
+    command = ("datasets", "create", "cli-lenient", str(path), "--task", "recommendation", "--strictness")
+    version = as_json(*command, "lenient")
+    told = [warning["message"] for warning in version["warnings"]]
+    assert told[0] == "2 rows are left out for what is wrong with them"
+    assert {"there is no value", "`heavy` is not a number"} <= {*told}
+    path.write_text(f"user,item,weight\n{rows}", encoding="utf-8")
+    refused = luthier(*command, "strict")
+    assert refused.exit_code == 1
+    assert "2 problems in the data" in refused.stderr
+    assert "same item more" in refused.stderr
+
+
 def test_an_option_says_how_files_are_read(
     as_json: Callable[..., Any], luthier: Callable[..., Result], tmp_path: Path
 ) -> None:

@@ -121,6 +121,25 @@ def test_what_is_evaluated_is_the_int8_form(brewery: Server, critic: model_pb2.M
     assert evaluation.confusion_matrix == published.confusion_matrix
 
 
+def test_a_later_version_goes_on_from_it_with_a_class_added(
+    brewery: Server, critic: model_pb2.ModelVersion, tmp_path: Path
+) -> None:
+    for name, count, seed in (("train", 160, 2), ("test", 60, 3)):
+        path = reviews(tmp_path / f"{name}.csv", count, seed)
+        path.write_text(path.read_text() + "".join(f"a smoky beer number {i},smoke\n" for i in range(count // 2)))
+    files = {name: tmp_path / f"{name}.csv" for name in ("train", "test")}
+    create_dataset(brewery, "smoked", "text-classification", files)
+    config = text.Config(epochs=1, batch_size=16, learning_rate=0.001, head_learning_rate=0.02, max_length=32)
+    production = "models/critic/aliases/production"
+    later = fine_tune(brewery, "taster", "text-classification", "smoked", config, base=production)
+    assert later.base == critic.name
+    assert later.metrics["accuracy"] > 0.9
+    request = text.ClassifyRequest(model="taster", instances=[text.Instance(text="a stale beer", top_k=9)])
+    (prediction,) = brewery.stub(text_grpc.TextClassificationServiceStub).Classify(request).predictions
+    assert prediction.label == "blame"
+    assert {entry.label for entry in prediction.top} == {"praise", "blame", "smoke"}
+
+
 def test_people_see_the_variants(brewery: Server, critic: model_pb2.ModelVersion) -> None:
     environment = {"LUTHIER_ADDRESS": brewery.address, "COLUMNS": "160"}
     result = CliRunner().invoke(app, ["models", "show", "critic"], env=environment)

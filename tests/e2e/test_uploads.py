@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from luthier.v1 import dataset_pb2, dataset_pb2_grpc
 from luthier_client import Client, transfer
 from support import serving
 
+SLOW_DISK = Path(__file__).parent / "slow_disk"
 MIB = 2**20
 CONTENT = bytes(range(256)) * (8 * MIB // 256)
 HEADER = dataset_pb2.UploadHeader(filename="a.csv", size_bytes=len(CONTENT), sha256=hashlib.sha256(CONTENT).hexdigest())
@@ -97,6 +100,42 @@ def test_what_was_held_of_another_file_is_found_out(tmp_path: Path) -> None:
         assert caught.value.code() is grpc.StatusCode.DATA_LOSS
         assert held(stub) == 0
         upload(stub, 0)
+
+
+@pytest.mark.parametrize("mebibytes", [192, pytest.param(1024, marks=pytest.mark.slow)])
+def test_a_large_upload_onto_a_slow_disk_takes_little_memory(tmp_path: Path, mebibytes: int) -> None:
+    """The client is faster than the disk, which writes 48 MiB a second."""
+    digest = hashlib.sha256()
+    for _ in range(mebibytes // 8):
+        digest.update(CONTENT)
+
+    def messages() -> Iterator[dataset_pb2.UploadFilesRequest]:
+        size = mebibytes * MIB
+        yield dataset_pb2.UploadFilesRequest(
+            header=dataset_pb2.UploadHeader(filename="a.csv", size_bytes=size, sha256=digest.hexdigest())
+        )
+        for _ in range(mebibytes // 8):
+            yield from chunks(0, 8 * MIB)
+
+    slow = {"PYTHONPATH": os.pathsep.join([str(SLOW_DISK), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    with serving(tmp_path, **slow, LUTHIER_DISK_BYTES_S=str(48 * MIB)) as server:
+        stub = server.stub(dataset_pb2_grpc.DatasetServiceStub)
+        upload(stub, 0)
+        process = Path(f"/proc/{server.process.pid}")
+        # Has the kernel forget the most that was resident so far.
+        (process / "clear_refs").write_text("5", encoding="utf-8")
+        before = most_resident(process)
+        started = time.monotonic()
+        stub.UploadFiles(messages(), timeout=120)
+        assert time.monotonic() - started > mebibytes / 48
+        assert most_resident(process) - before < 64 * MIB
+
+
+def most_resident(process: Path) -> int:
+    """The most bytes that were resident at once."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", (process / "status").read_text(encoding="utf-8"))
+    assert found
+    return int(found[1]) * 1024
 
 
 def test_a_silent_upload_is_ended_and_its_thread_is_free(tmp_path: Path) -> None:

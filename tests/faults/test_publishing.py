@@ -14,7 +14,7 @@ from luthier.tasks.recommendation.v1 import recommendation_pb2_grpc as recommend
 from luthier.v1 import model_pb2, model_pb2_grpc, operation_pb2
 from support import Server, create_dataset, interactions, serving
 
-DYING = Path(__file__).parent / "dying"
+PATH = os.pathsep.join([str(Path(__file__).parent / "dying"), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def submit(server: Server, number: int) -> operations_pb2.Operation:
@@ -28,9 +28,8 @@ def submit(server: Server, number: int) -> operations_pb2.Operation:
 @pytest.mark.parametrize("stride", [4, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_worker_may_die_at_any_step_of_publishing(tmp_path: Path, database_url: str, stride: int) -> None:
     die_at = tmp_path / "die-at"
-    path = os.pathsep.join([str(DYING), *filter(None, [os.environ.get("PYTHONPATH")])])
     flags = ["--database-url", database_url]
-    with serving(tmp_path / "home", *flags, PYTHONPATH=path, LUTHIER_DIE_AT=str(die_at)) as server:
+    with serving(tmp_path / "home", *flags, PYTHONPATH=PATH, LUTHIER_DIE_AT=str(die_at)) as server:
         create_dataset(server, "shop", "recommendation", {"_": interactions(tmp_path / "shop.csv")})
         recommend = server.stub(recommendation_grpc.RecommendationServiceStub).Recommend
         models = server.stub(model_pb2_grpc.ModelServiceStub)
@@ -52,3 +51,17 @@ def test_a_worker_may_die_at_any_step_of_publishing(tmp_path: Path, database_url
                 bundle.verify(folder, folder.name)
         # A bundle of four files at least: each synced, the folder, its renaming, the commit.
         assert deaths * stride >= 8
+
+
+def test_a_commit_that_the_database_declines_is_tried_again(tmp_path: Path) -> None:
+    with serving(tmp_path, PYTHONPATH=PATH) as server:
+        create_dataset(server, "shop", "recommendation", {"_": interactions(tmp_path / "shop.csv")})
+        done = server.wait(submit(server, 0))
+        metadata = operation_pb2.OperationMetadata()
+        assert done.metadata.Unpack(metadata)
+        assert (metadata.state, metadata.attempt) == (operation_pb2.OperationMetadata.STATE_SUCCEEDED, 2), done.error
+        found = server.stub(model_pb2_grpc.ModelServiceStub).ListModelVersions(
+            model_pb2.ListModelVersionsRequest(parent="models/m0")
+        )
+        assert [version.name for version in found.model_versions] == ["models/m0/versions/1"]
+    assert "to be taken up again" in "\n".join(server.log)

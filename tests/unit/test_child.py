@@ -46,7 +46,7 @@ def test_freed_memory_is_kept_and_the_surroundings_have_the_last_word(
     said = said_by_the_probe(tmp_path, monkeypatch)
     assert said["first"] > 0
     assert said["second"] < said["first"] / 4
-    assert said["spin"] == "30000"
+    assert said["spin"] == "100000"
 
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(2**20))
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")

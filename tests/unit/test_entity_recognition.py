@@ -193,3 +193,23 @@ def test_few_examples_get_many_epochs(tune: Callable[..., Any]) -> None:
 def test_a_random_start_is_another_start(tune: Callable[..., Any]) -> None:
     runs = [tune(JOINED, JOINED, epochs=1, learning_rate=0.0, from_scratch=scratch) for scratch in (False, True)]
     assert not torch.equal(*(run.model.tagger.encoder.embeddings.word_embeddings.weight for run in runs))
+
+
+def test_a_later_version_keeps_labels_and_admits_new_ones(
+    model: training.Model, predictor: Predictor, tmp_path: Path
+) -> None:
+    """Without learning it finds what the earlier one found, though its texts show another label."""
+    (tmp_path / "bundle").mkdir()
+    training.export(model, tmp_path / "bundle")
+    config = pb.Config(epochs=1, max_length=16, learning_rate=0, head_learning_rate=0)
+    fields.resolve(config)
+    train = table_of([("a beer from anna-based beer", [(2, 6, "DRINK"), (12, 16, "PER")])] * 8)
+    parts = {"train": train, "validation": train.slice(0, 0)}
+    run = Run(parts=parts, config=config, base=tmp_path / "bundle", warm_start=True, seed=0, directory=tmp_path)
+    later = training.fine_tune(run)
+    assert later.labels == ["DRINK", "PER"]
+    instances = [pb.Instance(text=text) for text in CUT["text"].to_pylist()]
+    ours, theirs = training.predict(later, instances), predictor.predict(instances)
+    for our, their in zip(ours, theirs, strict=True):
+        found = [(e.start, e.end, e.label) for e in our.entities if e.label == "PER"]
+        assert found == [(e.start, e.end, e.label) for e in their.entities] != []

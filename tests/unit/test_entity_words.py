@@ -118,7 +118,7 @@ def oracle(texts: TextTokenizer, examples: Sequence[Example]) -> list[list[Entit
     ids, mask = batch(rows, 0)
     assert ids.shape[1] <= texts.preprocessing.max_length
     assert mask.sum() == sum(map(len, rows))
-    probabilities = np.zeros((*ids.shape, tagging.num_tags(labels)), dtype=np.float32)
+    probabilities = np.zeros((*ids.shape, len(tagging.names(labels))), dtype=np.float32)
     probabilities[..., -1] = 0.5
     row = 0
     for one, (_, entities) in zip(tokenised, examples, strict=True):

@@ -295,6 +295,26 @@ def test_a_mapped_column_must_be_there_even_if_not_required(make):
     assert "--no-header" not in problem.message
 
 
+@pytest.mark.parametrize(
+    ("format", "content"),
+    [
+        ("csv", "text,weight\na,1\nb,x\nc\nd,4\n"),
+        ("jsonl", '{"text":"a","weight":1}\n{"text":"b","weight":"x"}\n{\n{"text":"d","weight":4}\n'),
+    ],
+)
+def test_a_lenient_file_loses_its_bad_rows_alone(make, format, content):
+    file = make(content, format, lenient=True)
+    assert rows(file) == ["a", "d"]
+    summary, *others = file.warnings
+    assert (summary.message, summary.count) == ("2 rows are left out for what is wrong with them", 2)
+    assert [(warning.row, warning.field) for warning in others] == [(2, "weight"), (3, "")]
+
+
+def test_a_lenient_file_that_is_bad_as_a_whole_is_refused(make):
+    for content in ("text,weight\na,x\nb,y\n", "other\n1\n", ""):
+        assert problems_of(make(content, lenient=True))
+
+
 def test_alike_problems_are_counted(make):
     found = problems_of(make("text,weight\n" + ",1\n" * 100))
     assert [p.row for p in found] == list(range(1, formats.MAX_ALIKE + 1))

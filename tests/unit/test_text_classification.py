@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 from transformers import BertModel, PreTrainedTokenizerFast
@@ -182,11 +183,51 @@ def test_what_does_not_suit_is_named(make_run: Callable[..., Run], base: Path) -
     with pytest.raises(InvalidArgument, match="more than the 64 tokens") as too_long:
         training.fine_tune(make_run(max_length=65))
     assert list(too_long.value.violations) == ["config.max_length"]
-    warm = make_run()
-    warm.warm_start = True
-    with pytest.raises(InvalidArgument, match="encoder of the catalogue") as refused:
-        training.fine_tune(warm)
-    assert list(refused.value.violations) == ["base"]
+    for settings, field, why in (
+        ({}, "base", "keeps no weights to go on from"),
+        ({"from_scratch": True}, "config.from_scratch", "not to begin anew"),
+        ({"epochs": 0}, "config.epochs", "at least 1"),
+    ):
+        warm = make_run(**settings)
+        warm.warm_start = True
+        with pytest.raises(InvalidArgument, match=why) as refused:
+            training.fine_tune(warm)
+        assert list(refused.value.violations) == [field]
+
+
+def later(bundle: Path, train: pa.Table, directory: Path, **settings: Any) -> training.Model:
+    """Goes on from the version in a bundle."""
+    parts, config = {"train": train, "validation": train.slice(0, 0)}, resolved(**(SETTINGS | settings))
+    return training.fine_tune(
+        Run(parts=parts, config=config, base=bundle, warm_start=True, seed=1, directory=directory)
+    )
+
+
+def test_a_later_version_goes_on_from_where_the_earlier_one_stood(
+    bundle: Path, predictor: Predictor, tmp_path: Path
+) -> None:
+    """Without learning it predicts the same, but for what 16 bits round off, and keeps the class it sees no more."""
+    two = TRAIN.filter(pc.not_equal(TRAIN["label"], "sour"))
+    model = later(bundle, two, tmp_path, epochs=1, learning_rate=0, head_learning_rate=0)
+    instances = [pb.Instance(text=text, top_k=3) for text in TEST["text"].to_pylist()]
+    for ours, theirs in zip(training.predict(model, instances), predictor.predict(instances), strict=True):
+        assert {entry.label for entry in ours.top} == {*WORDS}
+        assert {e.label: e.score for e in ours.top} == pytest.approx({e.label: e.score for e in theirs.top}, abs=2e-3)
+
+
+def test_a_later_version_admits_classes_and_learns_them_sooner(bundle: Path, base: Path, tmp_path: Path) -> None:
+    smoky = pa.table({"text": ["oak smoke", "smoke oak peat", "smoke"] * 20, "label": ["smoky"] * 60})
+    train = pa.concat_tables([TRAIN, smoky])
+    gentle = {"epochs": 1, "learning_rate": 0.0005, "head_learning_rate": 0.02}
+    warm = later(bundle, train, tmp_path / "warm", **gentle)
+    assert warm.labels == ["bitter", "malty", "smoky", "sour"]
+    parts, config = {"train": train, "validation": train.slice(0, 0)}, resolved(**(SETTINGS | gentle))
+    cold = training.fine_tune(Run(parts=parts, config=config, base=base, seed=1, directory=tmp_path / "cold"))
+    texts, labels = [*TEST["text"].to_pylist(), "oak smoke"], [*TEST["label"].to_pylist(), "smoky"]
+    instances = [pb.Instance(text=each) for each in texts]
+    found = [[prediction.label for prediction in training.predict(model, instances)] for model in (warm, cold)]
+    right = [sum(map(str.__eq__, each, labels)) for each in found]
+    assert right[0] == len(texts) > right[1], right
 
 
 def test_a_base_that_lacks_weights_is_refused(make_run: Callable[..., Run], base: Path, tmp_path: Path) -> None:

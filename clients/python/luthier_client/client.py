@@ -208,13 +208,14 @@ class Client:
         no_header: bool = False,
         split: dataset_pb2.Split | None = None,
         options: Mapping[str, str] | None = None,
+        strictness: dataset_pb2.Strictness.ValueType = dataset_pb2.STRICTNESS_USUAL,
     ) -> Operation[dataset_pb2.DatasetVersion]:
         """Uploads files and makes them the next version of a data set.
 
         `files` is one path, or paths by role: `train`, `validation`, `test`, `` to be split, or a further role of the
         task such as `titles`. A path may be a folder, which goes up as a zip. `columns` names the column of the file
         for a field of the example where they differ; `options` says how to read the files, by the names of the task's
-        `read_options`.
+        `read_options`; `strictness` what is refused and what is only warned of.
         """
         uploads = [(role, self.upload(path)) for role, path in requests.files_by_role(files)]
         request = requests.create_dataset(
@@ -226,6 +227,7 @@ class Client:
             no_header=no_header,
             split=split,
             options=options,
+            strictness=strictness,
         )
         return Operation(self, self._call(self._datasets.CreateDataset, request))
 

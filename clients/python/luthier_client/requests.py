@@ -19,6 +19,7 @@ from luthier.v1.dataset_pb2 import (
     DatasetFile,
     FindUploadRequest,
     Split,
+    Strictness,
     Upload,
     UploadHeader,
 )
@@ -82,6 +83,7 @@ def create_dataset(
     no_header: bool,
     split: Split | None,
     options: Mapping[str, str] | None,
+    strictness: Strictness.ValueType,
 ) -> CreateDatasetRequest:
     """The request for a data set of uploaded files, given with their roles."""
     return CreateDatasetRequest(
@@ -94,6 +96,7 @@ def create_dataset(
         split=split,
         request_id=request_id(),
         options=options,
+        strictness=strictness,
     )
 
 

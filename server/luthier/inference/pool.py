@@ -12,7 +12,7 @@ import structlog
 
 from luthier import bundle, names
 from luthier.errors import FailedPrecondition, LuthierError, NotFound, StoreUnavailable
-from luthier.inference.predictor import Predictor
+from luthier.inference.predictor import Predictor, providers
 from luthier.logs import unexpected
 from luthier.plugins import Plugins
 from luthier.registry import Registry
@@ -47,7 +47,10 @@ class _Snapshot:
 class ModelPool:
     """Finds the model that a prediction names. A version is loaded before an alias moves to it, never after."""
 
-    def __init__(self, registry: Registry, store: Store, plugins: Plugins) -> None:
+    def __init__(self, registry: Registry, store: Store, plugins: Plugins, device: str = "cpu") -> None:
+        """Raises FailedPrecondition where no model could compute on the device."""
+        providers(device)
+        self._device = device
         self._registry = registry
         self._store = store
         self._plugins = plugins
@@ -136,7 +139,9 @@ class ModelPool:
         directory = self._store.bring(self._store.bundle(version.digest))
         bundle.verify(directory, version.digest)
         try:
-            predictor = Predictor(task, directory)
+            predictor = Predictor(task, directory, device=self._device)
+        except LuthierError:
+            raise
         except Exception as error:  # A plugin's or onnxruntime's: one version that cannot be opened stops no other.
             status = unexpected(error, f"opening {version.name}")
             raise FailedPrecondition(f"{version.name} cannot be opened: {status.message}") from error

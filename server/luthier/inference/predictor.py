@@ -9,7 +9,10 @@ import numpy as np
 import onnxruntime as ort
 from google.protobuf.message import Message
 
+from luthier.errors import FailedPrecondition
 from luthier.task import MODEL_FILE, Task
+
+CUDA = "CUDAExecutionProvider"
 
 
 def session_options(threads: int = 1) -> ort.SessionOptions:
@@ -24,15 +27,34 @@ def session_options(threads: int = 1) -> ort.SessionOptions:
     return options
 
 
+def providers(device: str) -> list[str | tuple[str, dict[str, int]]]:
+    """What onnxruntime computes with on `cpu`, `cuda` or `cuda:1`.
+
+    Raises FailedPrecondition where the one that is installed cannot.
+    """
+    kind, _, index = device.partition(":")
+    if kind == "cpu":
+        return ["CPUExecutionProvider"]
+    if CUDA not in ort.get_available_providers():
+        raise FailedPrecondition(
+            f"predictions are to be computed on {device}, and the onnxruntime installed here has the CPU alone: "
+            "install onnxruntime-gpu in its place, or start with --serve-device cpu"
+        )
+    return [(CUDA, {"device_id": int(index or 0)}), "CPUExecutionProvider"]
+
+
 class Predictor:
     """Predicts with the bundle in a folder. Thread-safe; the only way from instances to predictions there is."""
 
-    def __init__(self, task: Task, directory: Path, threads: int = 1) -> None:
+    def __init__(self, task: Task, directory: Path, threads: int = 1, device: str = "cpu") -> None:
+        """Raises FailedPrecondition where it cannot compute on the device."""
         self.task = task
         self._codec = task.open(directory)
-        self._session = ort.InferenceSession(
-            directory / MODEL_FILE, session_options(threads), providers=["CPUExecutionProvider"]
-        )
+        wanted = providers(device)
+        self._session = ort.InferenceSession(directory / MODEL_FILE, session_options(threads), providers=wanted)
+        # Where CUDA's own libraries are amiss, onnxruntime goes on with the CPU.
+        if len(self._session.get_providers()) < len(wanted):
+            raise FailedPrecondition(f"onnxruntime cannot compute on {device}; its message in the log says why")
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def predict(self, instances: Sequence[Message]) -> list[Message]:

@@ -4,6 +4,7 @@ It holds functions, not a framework: a trainer is a module of its plugin that re
 needs from here.
 
 - `loop`: the steps, the validation, the checkpoint.
+- `devices`: the CPU, or CUDA where torch finds it.
 - `precision`: bfloat16 where the processor computes in it.
 - `batches`: batches of like lengths.
 - `optim`: weight decay on matrices only; warm-up and linear decay.

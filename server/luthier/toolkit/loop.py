@@ -16,6 +16,7 @@ from torch import nn
 
 from luthier.task import Run, Stopped
 from luthier.toolkit.checkpoint import BestCheckpoint, SavedState, Stateful
+from luthier.toolkit.devices import device_of
 from luthier.toolkit.optim import warm_up_then_decay
 from luthier.toolkit.precision import autocast, whole_gradients
 from luthier.toolkit.progress import Progress
@@ -71,7 +72,7 @@ def fit(
     trained and the last weights are kept. Figures of the training go to `run.figures`. Raises Cancelled, Stopped,
     and FailedPrecondition where the loss is no longer a number.
     """
-    device = torch.device(run.device)
+    device = device_of(run)
     steps = recipe.epochs * math.ceil(num_examples / recipe.batch_size)
     optimizer = torch.optim.AdamW(groups, fused=True)
     schedule = warm_up_then_decay(optimizer, steps, recipe.warmup, recipe.decay)

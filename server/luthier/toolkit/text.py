@@ -1,5 +1,6 @@
-"""Encoders of the Hugging Face library with their tokenizers, and texts as batches of tokens."""
+"""Encoders of the Hugging Face library with their tokenizers, what later versions go on from, and texts as batches."""
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,12 +9,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from luthier.errors import InvalidArgument
 from luthier.task import Run
 from luthier.toolkit.batches import pad
+
+SOURCE = "source"
+"""The folder of a bundle with what a later version goes on from: a base like any other, and the head."""
+HEAD_FILE = "head.safetensors"
 
 
 @dataclass(frozen=True)
@@ -35,12 +43,18 @@ def load_encoder(run: Run, max_length: int, *, pretrained: bool = True) -> tuple
 
     Raises InvalidArgument where they do not suit: the base is none, lacks weights, or reads fewer tokens.
     """
-    if run.base is None or run.warm_start:
-        why = "name an encoder of the catalogue; a model's version keeps its ONNX graph, not weights to go on from"
-        raise InvalidArgument({"base": why})
-    encoder = _pretrained(run.base) if pretrained else _random(run.base)
+    if run.base is None:
+        raise InvalidArgument({"base": "name an encoder of the catalogue, or an earlier version of a model"})
+    if run.warm_start and not pretrained:
+        raise InvalidArgument({"config.from_scratch": "an earlier version is to go on from, not to begin anew"})
+    base = run.base / SOURCE if run.warm_start else run.base
+    if not base.is_dir():
+        raise InvalidArgument(
+            {"base": "this version keeps no weights to go on from; name its own base, or a newer one"}
+        )
+    encoder = _pretrained(base) if pretrained else _random(base)
     tokenizer = AutoTokenizer.from_pretrained(
-        run.base, local_files_only=True, padding_side="right", truncation_side="right"
+        base, local_files_only=True, padding_side="right", truncation_side="right"
     )
     if not tokenizer.is_fast or tokenizer.pad_token is None or not tokenizer("").input_ids:
         raise InvalidArgument(
@@ -52,6 +66,38 @@ def load_encoder(run: Run, max_length: int, *, pretrained: bool = True) -> tuple
             {"config.max_length": f"{max_length} is more than the {longest} tokens that the base reads"}
         )
     return encoder, tokenizer
+
+
+def save_source(directory: Path, encoder: Any, tokenizer: Any, head: nn.Linear, rows: Sequence[str]) -> None:
+    """Writes what a later version goes on from into a bundle: encoder and tokenizer, and the head's rows by name.
+
+    The weights are kept in 16 bits, which halves them: training on moves them by more than what that rounds off.
+    """
+    weights = {name: tensor.half().cpu() for name, tensor in encoder.state_dict().items()}
+    encoder.save_pretrained(directory / SOURCE, state_dict=weights)
+    tokenizer.save_pretrained(directory / SOURCE)
+    kept = {"weight": head.weight.detach().cpu(), "bias": head.bias.detach().cpu()}
+    save_file(kept, directory / SOURCE / HEAD_FILE, metadata={"rows": json.dumps(rows)})
+
+
+def earlier_head(run: Run) -> dict[str, torch.Tensor]:
+    """The rows of the head of the version that `run` goes on from, each its weights and bias, float32 [hidden + 1].
+
+    Empty where it begins with a base.
+    """
+    if run.base is None or not run.warm_start:
+        return {}
+    with safe_open(run.base / SOURCE / HEAD_FILE, framework="pt") as kept:
+        rows = torch.cat([kept.get_tensor("weight"), kept.get_tensor("bias")[:, None]], dim=1)
+        return dict(zip(json.loads(kept.metadata()["rows"]), rows, strict=True))
+
+
+@torch.no_grad()
+def carry_over(earlier: dict[str, torch.Tensor], head: nn.Linear, rows: Sequence[str]) -> None:
+    """Sets those rows of a head that an earlier one has by the same name."""
+    for i, name in enumerate(rows):
+        if name in earlier:
+            head.weight[i], head.bias[i] = earlier[name][:-1], earlier[name][-1]
 
 
 def random_inputs(tokenizer: Any, batch: int, length: int, device: torch.device) -> dict[str, torch.Tensor]:

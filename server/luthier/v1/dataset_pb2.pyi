@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -19,6 +20,38 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Strictness:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _StrictnessEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Strictness.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    STRICTNESS_UNSPECIFIED: _Strictness.ValueType  # 0
+    """As STRICTNESS_USUAL."""
+    STRICTNESS_USUAL: _Strictness.ValueType  # 1
+    """What cannot be learnt from is refused, what is odd is warned of."""
+    STRICTNESS_STRICT: _Strictness.ValueType  # 2
+    """What is otherwise warned of is refused too."""
+    STRICTNESS_LENIENT: _Strictness.ValueType  # 3
+    """Rows that cannot be read and images that cannot be decoded are left out with a warning. What is wrong with a file
+    or with the data as a whole is refused still.
+    """
+
+class Strictness(_Strictness, metaclass=_StrictnessEnumTypeWrapper):
+    """What becomes of problems in data."""
+
+STRICTNESS_UNSPECIFIED: Strictness.ValueType  # 0
+"""As STRICTNESS_USUAL."""
+STRICTNESS_USUAL: Strictness.ValueType  # 1
+"""What cannot be learnt from is refused, what is odd is warned of."""
+STRICTNESS_STRICT: Strictness.ValueType  # 2
+"""What is otherwise warned of is refused too."""
+STRICTNESS_LENIENT: Strictness.ValueType  # 3
+"""Rows that cannot be read and images that cannot be decoded are left out with a warning. What is wrong with a file
+or with the data as a whole is refused still.
+"""
+Global___Strictness: _TypeAlias = Strictness  # noqa: Y015
 
 @_typing.final
 class UploadFilesRequest(_message.Message):
@@ -437,6 +470,7 @@ class CreateDatasetRequest(_message.Message):
     SPLIT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
+    STRICTNESS_FIELD_NUMBER: _builtins.int
     dataset_id: _builtins.str
     """Last part of the name: small letters, digits, `-` and `_`, at most 63."""
     task: _builtins.str
@@ -447,6 +481,8 @@ class CreateDatasetRequest(_message.Message):
     """True where the files begin with data, not with a header line."""
     request_id: _builtins.str
     """Makes a retry safe: the same id gives the same operation."""
+    strictness: Global___Strictness.ValueType
+    """What is refused and what is only warned of."""
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___DatasetFile]:
         """The files."""
@@ -477,10 +513,11 @@ class CreateDatasetRequest(_message.Message):
         split: Global___Split | None = ...,
         request_id: _builtins.str = ...,
         options: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        strictness: Global___Strictness.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["split", b"split"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "dataset_id", b"dataset_id", "files", b"files", "format", b"format", "no_header", b"no_header", "options", b"options", "request_id", b"request_id", "split", b"split", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "dataset_id", b"dataset_id", "files", b"files", "format", b"format", "no_header", b"no_header", "options", b"options", "request_id", b"request_id", "split", b"split", "strictness", b"strictness", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,6 +27,7 @@ def work(job: Job) -> Publish:
         request.split,
         job.directory / "built",
         job.progress,
+        strict=request.strictness == dataset_pb2.STRICTNESS_STRICT,
     )
     job.check()
     job.tools.store.publish(job.directory / "built", job.tools.store.dataset(built.digest))
@@ -63,4 +64,5 @@ def _file(
         columns=dict(request.columns),
         header=not request.no_header,
         options=options,
+        lenient=request.strictness == dataset_pb2.STRICTNESS_LENIENT,
     )

@@ -50,6 +50,7 @@ def _train(directory: Path, spec: dict[str, Any], pipe: int) -> None:
         base=Path(spec["base"]) if spec["base"] else None,
         warm_start=spec["warm_start"],
         seed=spec["seed"],
+        device=spec["device"],
         directory=directory / "run",
         checkpoint_s=spec["checkpoint_s"],
         emit=lambda event: print(json.dumps(event), file=said),

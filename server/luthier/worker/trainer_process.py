@@ -36,8 +36,19 @@ def train(
     instances: Sequence[Message],
 ) -> Outcome:
     """Runs a trainer to its end. Raises Cancelled, or an error that says how it failed."""
-    interval, warm_start = job.tools.settings.checkpoint_s, request.base.startswith("models/")
-    commission(job.directory, task, config, data, base, request.seed, instances, interval, warm_start=warm_start)
+    settings = job.tools.settings
+    commission(
+        job.directory,
+        task,
+        config,
+        data,
+        base,
+        request.seed,
+        instances,
+        settings.checkpoint_s,
+        device=settings.train_device,
+        warm_start=request.base.startswith("models/"),
+    )
     run_child(job, "luthier.worker.trainer", job.directory, "the trainer")
     return collect(job.directory, task)
 
@@ -52,6 +63,7 @@ def commission(
     instances: Sequence[Message],
     checkpoint_s: float,
     *,
+    device: str = "cpu",
     warm_start: bool = False,
 ) -> None:
     """Writes into a folder what a trainer, a child of this process, is to do there."""
@@ -61,6 +73,7 @@ def commission(
         "base": str(base) if base else None,
         "warm_start": warm_start,
         "seed": seed,
+        "device": device,
         "checkpoint_s": checkpoint_s,
         "parent": os.getpid(),
     }

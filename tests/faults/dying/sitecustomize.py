@@ -1,11 +1,13 @@
 """Kills the first worker of each fine-tune at one step of publishing: at a sync, a renaming, or beside a commit.
 
 Python imports this by itself where the folder is on its path. Steps are counted from the first sync of the main thread;
-the file that LUTHIER_DIE_AT names holds the number of the step to die at.
+the file that LUTHIER_DIE_AT names holds the number of the step to die at. Without that variable nobody dies, but the
+database declines the first commit instead.
 """
 
 import os
 import signal
+import sqlite3
 import sys
 import threading
 from pathlib import Path
@@ -19,7 +21,7 @@ def step() -> None:
     if threading.current_thread() is not threading.main_thread():
         return
     steps += 1
-    if steps == int(Path(os.environ["LUTHIER_DIE_AT"]).read_text(encoding="utf-8")):
+    if "LUTHIER_DIE_AT" in os.environ and steps == int(Path(os.environ["LUTHIER_DIE_AT"]).read_text(encoding="utf-8")):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -39,6 +41,8 @@ def watch_commits() -> None:
     commit = DefaultDialect.do_commit
 
     def committing(self: object, connection: object) -> None:
+        if steps and "LUTHIER_DIE_AT" not in os.environ:
+            raise sqlite3.OperationalError("disk I/O error")
         if steps:
             step()
         commit(self, connection)  # type: ignore[arg-type]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from google.protobuf.json_format import MessageToDict
 
+from luthier.v1 import dataset_pb2
 from luthier.v1.dataset_pb2 import DatasetVersion, Split
 from luthier_client.cli import output, statistics
 from luthier_client.cli.progress import follow
@@ -20,6 +22,14 @@ datasets = typer.Typer(help="Data sets: named series of immutable versions.", no
 def add_to(app: typer.Typer) -> None:
     """Adds these commands to the program."""
     app.add_typer(datasets, name="datasets")
+
+
+class Strictness(StrEnum):
+    """What becomes of problems in data, as in the API's enum."""
+
+    USUAL = "usual"
+    STRICT = "strict"
+    LENIENT = "lenient"
 
 
 @command(datasets, "create")
@@ -51,6 +61,10 @@ def create(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="How to read the files, as `luthier tasks show` lists. Repeatable."),
     ] = None,
+    strictness: Annotated[
+        Strictness,
+        typer.Option(help="`strict` refuses what is only odd too, `lenient` leaves bad rows and images out."),
+    ] = Strictness.USUAL,
 ) -> None:
     """Upload files and make them the next version of a data set."""
     files: dict[str, list[Path]] = {"": paths or []}
@@ -71,6 +85,7 @@ def create(
         no_header=no_header,
         split=parse_split(split, seed),
         options=pairs(option or [], "--option"),
+        strictness=dataset_pb2.Strictness.Value(f"STRICTNESS_{strictness.name}"),
     )
     show_version(session, follow(session, operation))
 

@@ -1,0 +1,217 @@
+"""Breaks guards one by one, each in a copy of the server, and shows that the test of it fails then.
+
+    make guards [ARGS="publish lease"]
+
+Arguments are words of which a guard's name must have one. Exits with 1 where a test passes although its guard is
+broken, or where the code that is to be broken has changed. Tests of state run on SQLite here, but for those of
+PostgreSQL alone.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+SERVER = ROOT / "server"
+LIMIT_S = 180
+"""A test that has not ended by then waits for what a broken guard does not bring, and counts as failed."""
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A piece of code that a test guards, and what it reads when broken."""
+
+    name: str
+    test: str
+    file: str
+    old: str
+    new: str = ""
+
+
+GUARDS = [
+    Guard(
+        "random states are restored with a checkpoint",
+        "tests/faults/test_trainings.py::test_a_killed_training_goes_on_to_the_same_weights[sqlite]",
+        "luthier/toolkit/checkpoint.py",
+        '        self._random.bit_generator.state = state["random"]\n        torch.set_rng_state(state["torch"])\n',
+    ),
+    Guard(
+        "an operation whose worker fell silent is taken up",
+        "tests/faults/test_queue.py::test_every_acknowledged_operation_ends_whenever_the_server_is_killed[sqlite-4]",
+        "luthier/operations.py",
+        "due = (OperationMetadata.STATE_PENDING, OperationMetadata.STATE_RUNNING)",
+        "due = (OperationMetadata.STATE_PENDING,)",
+    ),
+    Guard(
+        "a result and the end of its operation are one transaction",
+        "tests/faults/test_publishing.py::test_a_worker_may_die_at_any_step_of_publishing[sqlite-4]",
+        "luthier/worker/__main__.py",
+        "            operations.succeed(connection, claim, publish(connection))\n",
+        "            version = publish(connection)\n"
+        "        with database.write() as connection:\n"
+        "            operations.succeed(connection, claim, version)\n",
+    ),
+    Guard(
+        "a stale worker's writes are refused",
+        "tests/faults/test_queue.py::test_a_worker_that_slept_past_its_lease_publishes_nothing[sqlite]",
+        "luthier/operations.py",
+        "    if row.attempt != claim.attempt or row.state != OperationMetadata.STATE_RUNNING:",
+        "    if False:",
+    ),
+    Guard(
+        "an operation with a living lease is nobody else's",
+        "tests/faults/test_queue.py::test_two_servers_publish_each_operation_once[sqlite-16]",
+        "luthier/operations.py",
+        "operations.c.lease_until < now(), ",
+    ),
+    Guard(
+        "a request_id is kept with its operation",
+        "tests/unit/test_operations.py::test_fifty_submissions_with_one_request_id_are_one_operation[sqlite]",
+        "luthier/operations.py",
+        '"request_id": asked.request_id or None',
+        '"request_id": None',
+    ),
+    Guard(
+        "a database that is away is UNAVAILABLE",
+        "tests/faults/test_queue.py::test_a_database_that_falls_over_is_unavailable_for_a_moment",
+        "luthier/services/interceptor.py",
+        "isinstance(error, sa.exc.OperationalError)",
+        "False",
+    ),
+    Guard(
+        "a full disk is told as one",
+        "tests/faults/test_resources.py::test_a_full_disk_is_the_reason",
+        "luthier/worker/process.py",
+        "    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or _NO_SPACE.search(str(error)):",
+        "    if False:",
+    ),
+    Guard(
+        "a bundle's files are hashed before they are loaded",
+        "tests/faults/test_processes.py::test_a_changed_artefact_is_refused_and_the_older_version_serves_on[sqlite]",
+        "luthier/bundle.py",
+        " or sha256_of(directory / path) != sha256",
+    ),
+    Guard(
+        "a worker hears of a cancellation",
+        "tests/faults/test_resources.py::test_a_cancelled_training_leaves_no_process_and_no_file",
+        "luthier/operations.py",
+        'return "cancel" if row.cancel_requested else "pause" if',
+        'return "pause" if',
+    ),
+    Guard(
+        "want of memory is told as such",
+        "tests/faults/test_resources.py::test_too_little_memory_is_the_reason",
+        "luthier/worker/process.py",
+        "    if isinstance(error, MemoryError) or number == errno.ENOMEM or _NO_MEMORY.search(str(error)):",
+        "    if False:",
+    ),
+    Guard(
+        "an older database is migrated",
+        "tests/faults/test_releases.py::test_operations_of_the_release_before_go_on[sqlite]",
+        "luthier/database/__init__.py",
+        "                if current == revision:\n",
+        "                if current:\n",
+    ),
+    Guard(
+        "an upload is read chunk by chunk",
+        "tests/e2e/test_uploads.py::test_a_large_upload_onto_a_slow_disk_takes_little_memory",
+        "luthier/services/datasets.py",
+        "        for message in messages:\n            size +=",
+        "        for message in list(messages):\n            size +=",
+    ),
+    Guard(
+        "a silent upload is ended",
+        "tests/e2e/test_uploads.py::test_a_silent_upload_is_ended_and_its_thread_is_free",
+        "luthier/services/watchdog.py",
+        "                self._cancel()\n",
+    ),
+    Guard(
+        "an upload keeps what came before it broke",
+        "tests/e2e/test_uploads.py::test_a_broken_upload_goes_on_where_it_broke",
+        "luthier/services/datasets.py",
+        "    file.truncate(offset)\n",
+        "    file.truncate(0)\n",
+    ),
+    Guard(
+        "every problem of a data set is told, not the first alone",
+        "tests/e2e/test_bad_data.py",
+        "luthier/datasets.py",
+        "        raise InvalidData(problems)\n",
+        "        raise InvalidData(problems[:1])\n",
+    ),
+    Guard(
+        "a killed server leaves no orphans",
+        "tests/faults/test_processes.py::test_a_killed_server_leaves_no_orphans_and_its_operations_go_on[sqlite]",
+        "luthier/worker/process.py",
+        "        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)\n",
+    ),
+    Guard(
+        "bundles are checked before they go into a backup",
+        "tests/faults/test_backup.py::test_what_is_damaged_is_neither_saved_nor_restored",
+        "luthier/backup.py",
+        "        bundle.verify(directory, digest)\n",
+    ),
+    Guard(
+        "an operation waits for an object store that is away",
+        "tests/faults/test_object_store.py::test_a_store_that_is_away_delays_and_loses_nothing[sqlite]",
+        "luthier/worker/__main__.py",
+        "        operations.postpone(claim, error.message)\n",
+        "        operations.fail(claim, error.status())\n",
+    ),
+]
+
+
+def main() -> int:
+    words = sys.argv[1:]
+    wrong = 0
+    for guard in GUARDS:
+        if not words or any(word in guard.name for word in words):
+            started = time.monotonic()
+            verdict = verdict_on(guard)
+            wrong += not verdict.startswith("fails")
+            print(f"{guard.name}\n    broken, its test {verdict} ({time.monotonic() - started:.0f} s)", flush=True)
+    return int(wrong > 0)
+
+
+def verdict_on(guard: Guard) -> str:
+    """Runs a guard's test on a copy of the server in which it is broken."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "server"
+        shutil.copytree(SERVER, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        path = copy / guard.file
+        code = path.read_text(encoding="utf-8")
+        if code.count(guard.old) != 1:
+            return f"cannot be run: {guard.file} no longer has the code to break"
+        path.write_text(code.replace(guard.old, guard.new), encoding="utf-8")
+        # In front of the installed server, for the test and for all that it starts.
+        environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", guard.test]
+        with subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+        ) as process:
+            try:
+                said, _ = process.communicate(timeout=LIMIT_S)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                return "fails: it waits for ever"
+    if process.returncode == 1:
+        return f"fails: {summary(said)}"
+    return "passes" if process.returncode == 0 else f"cannot be run: pytest ended with {process.returncode}\n{said}"
+
+
+def summary(said: str) -> str:
+    """What pytest says of the test that failed, in a line."""
+    lines = [line.partition(" - ")[2] for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return lines[0][:150] if lines else "without a word"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
