@@ -123,6 +123,8 @@ def test_people_get_tables(luthier: Callable[..., Result], tuned: dict[str, Any]
         ("models", "list"): r"cli-books +recommendation +cli-books/1 +production → 1",
         ("models", "show", "cli-books"): r"ndcg_at_10 +0\.\d{4}",
         ("models", "versions", "cli-books"): r"cli-books/1",
+        ("datasets", "versions", "cli-books"): r"cli-books/1 .*per-user:0.25, seed 42",
+        ("evaluations", "list", "--model", "cli-books"): r"cli-books/1 +cli-books/1 +test .*ndcg_at_10",
         ("operations", "list"): r"fine-tune +models/cli-books +succeeded",
         ("evaluate", "cli-books", "--dataset", "cli-books"): r"ndcg_at_10 +0\.\d{4}",
         ("predict", "cli-books", '{"user": "u1", "k": 1}'): r'\{"user": "u1", "k": 1\} +i\d+ +\d\.\d+ +Volume \d+',
@@ -148,6 +150,20 @@ def test_aliases(as_json: Callable[..., Any], luthier: Callable[..., Result], tu
     gone = luthier("models", "show", "cli-books@canary")
     assert (gone.exit_code, gone.stdout) == (1, "")
     assert "models/cli-books/aliases/canary was not found" in gone.stderr
+
+
+def test_what_an_evaluation_found_is_shown_again(
+    as_json: Callable[..., Any], luthier: Callable[..., Result], tuned: dict[str, Any], tmp_path: Path
+) -> None:
+    evaluation = as_json("evaluate", "cli-books", "--dataset", "cli-books")
+    shown = as_json("evaluations", "show", evaluation["name"], "--report", str(tmp_path / "report.html"))
+    assert shown == evaluation
+    assert "<html" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert evaluation["name"] in {one["name"] for one in as_json("evaluations", "list", "--dataset", "cli-books")}
+    operation = evaluation["name"].replace("evaluations", "operations")
+    as_json("operations", "delete", operation)
+    gone = luthier("operations", "show", operation)
+    assert (gone.exit_code, gone.stdout) == (1, "")
 
 
 def test_detach_watch_and_cancel(

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
+from google.longrunning import operations_pb2
 from rich.console import Console, RenderableType
 
+import luthier_client
+from luthier.v1 import (
+    base_pb2,
+    batch_prediction_pb2,
+    dataset_pb2,
+    evaluation_pb2,
+    model_pb2,
+    operation_pb2,
+    prediction_pb2,
+    task_pb2,
+)
 from luthier.v1.dataset_pb2 import DataProblem, Split
 from luthier.v1.evaluation_pb2 import ClassScores, ConfusionMatrix, Evaluation
 from luthier.v1.operation_pb2 import Metrics, OperationEvent, OperationMetadata, Progress
 from luthier.v1.task_pb2 import TaskField
+from luthier_client import AsyncClient, Client
 from luthier_client.cli import datasets, evaluate, output, predict, progress, statistics, tune
 from luthier_client.cli.session import WrongUse
 from luthier_client.errors import InvalidArgument
@@ -172,3 +187,29 @@ def test_many_problems_are_cut() -> None:
 )
 def test_values(value: object, text: str) -> None:
     assert output.text(value) == text
+
+
+API = (task_pb2, base_pb2, dataset_pb2, model_pb2, evaluation_pb2, prediction_pb2, batch_prediction_pb2, operation_pb2)
+ROOT = Path(luthier_client.__file__).parent
+OF_THE_SDK = {"close", "upload", "resolve_version", "stream_predict", "wait_operation"}
+"""What the command line does by other means, or within others of its commands."""
+
+
+@pytest.mark.parametrize("file", ["client.py", "async_client.py"])
+def test_a_client_covers_the_api(file: str) -> None:
+    source = (ROOT / file).read_text(encoding="utf-8") + (ROOT / "operation.py").read_text(encoding="utf-8")
+    services = [service for module in API for service in module.DESCRIPTOR.services_by_name.values()]
+    operations = operations_pb2.DESCRIPTOR.services_by_name["Operations"]
+    methods = [method.name for service in (*services, operations) for method in service.methods]
+    assert len(methods) > 40
+    assert [name for name in methods if f".{name}" not in source] == []
+
+
+def test_both_clients_and_the_command_line_do_the_same() -> None:
+    calls, others = (
+        {name for name, member in vars(client).items() if inspect.isfunction(member) and name[0] != "_"}
+        for client in (Client, AsyncClient)
+    )
+    assert calls == others
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "cli").glob("*.py"))
+    assert {name for name in calls - OF_THE_SDK if f"client.{name}(" not in source} == set()

@@ -411,6 +411,12 @@ class AsyncClient:
         async for proto in self._pages(self._operations.ListOperations, request, "operations"):
             yield AsyncOperation(self, proto)
 
+    async def wait_operation(self, operation: str, timeout: float) -> AsyncOperation[Any]:
+        """The handle of an operation once it has ended, or as it stands after so many seconds."""
+        request = operations_pb2.WaitOperationRequest(name=names.resource("operations", operation))
+        request.timeout.FromMilliseconds(int(timeout * 1000))
+        return AsyncOperation(self, await self._call(self._operations.WaitOperation, request, timeout + self.timeout))
+
     async def cancel_operation(self, operation: str) -> None:
         """Asks an operation to end."""
         request = operations_pb2.CancelOperationRequest(name=names.resource("operations", operation))

@@ -409,6 +409,12 @@ class Client:
         for proto in self._pages(self._operations.ListOperations, request, "operations"):
             yield Operation(self, proto)
 
+    def wait_operation(self, operation: str, timeout: float) -> Operation[Any]:
+        """The handle of an operation once it has ended, or as it stands after so many seconds."""
+        request = operations_pb2.WaitOperationRequest(name=names.resource("operations", operation))
+        request.timeout.FromMilliseconds(int(timeout * 1000))
+        return Operation(self, self._call(self._operations.WaitOperation, request, timeout + self.timeout))
+
     def cancel_operation(self, operation: str) -> None:
         """Asks an operation to end."""
         request = operations_pb2.CancelOperationRequest(name=names.resource("operations", operation))

@@ -124,6 +124,32 @@ def show(session: Session, name: str) -> None:
     show_version(session, version)
 
 
+@command(datasets, "versions")
+def versions(session: Session, name: str) -> None:
+    """List the versions of a data set, newest first."""
+    found = list(session.client.list_dataset_versions(name))
+    session.show(
+        [session.document(version) for version in found],
+        output.table(
+            "version",
+            *PARTS,
+            "split",
+            "warnings",
+            "made",
+            rows=[
+                (
+                    output.short(version.name),
+                    *(version.num_examples.get(part, 0) for part in PARTS),
+                    split_text(version.split),
+                    len(version.warnings),
+                    output.moment(version.create_time),
+                )
+                for version in found
+            ],
+        ),
+    )
+
+
 @command(datasets, "delete")
 def delete(session: Session, name: str) -> None:
     """Delete a data set with all its versions. Models keep what they learnt from it."""

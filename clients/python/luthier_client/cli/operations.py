@@ -99,6 +99,13 @@ def resume(session: Session, operation: str) -> None:
     session.show(session.document(resumed.proto), f"{operation} goes on")
 
 
+@command(operations, "delete")
+def delete(session: Session, operation: str) -> None:
+    """Forget an operation that has ended, with what only it keeps."""
+    session.client.delete_operation(operation)
+    session.show({"deleted": operation}, f"deleted {operation}")
+
+
 def kind(metadata: OperationMetadata) -> str:
     """`fine-tune` and the like."""
     return OperationMetadata.Kind.Name(metadata.kind).removeprefix("KIND_").replace("_", "-").lower()
