@@ -4,7 +4,7 @@
 
 Starts `luthier serve` on a home that was filled before. In turns it predicts for the data set's test part by one
 operation, from the call to the last byte of the download, and by one call for each example, one after the other, over
-one connection. Compares all predictions, and prints the median of both and their ratio beside the limit.
+one connection, for the same instances. Compares all predictions, and prints the median of both and their ratio beside the limit.
 Exits with 1 where a prediction differs in anything but its sixth decimal, or the ratio is below the limit.
 """
 
@@ -21,8 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
 
+from luthier import datasets, plugins
 from luthier.v1 import prediction_pb2, prediction_pb2_grpc
 from luthier_client import Client
 
@@ -40,6 +43,13 @@ def singly(client: Client, requests: list[prediction_pb2.PredictRequest]) -> lis
     """A call for each."""
     predict = prediction_pb2_grpc.PredictionServiceStub(client.channel).Predict
     return [predict(request) for request in requests]
+
+
+def packed(instance: Message) -> AnyMessage:
+    """A message as the generic calls take it."""
+    message = AnyMessage()
+    message.Pack(instance)
+    return message
 
 
 def alike(one: object, other: object) -> bool:
@@ -68,21 +78,16 @@ def main() -> int:
         address = server.stdout.readline().split()[-1]
         grpc.channel_ready_future(grpc.insecure_channel(address)).result(60)
         with Client(address, timeout=600) as client, tempfile.TemporaryDirectory() as folder:
-            kind = client.get_task(client.get_model(arguments.model).task).methods[0].instance_type
-            known = {field.name for field in client.schema.message_class(kind).DESCRIPTOR.fields}
+            version = client.get_dataset(arguments.dataset).latest_version
+            examples = datasets.load(arguments.home / "datasets" / version.digest, ["test"])["test"]
+            requests = [
+                prediction_pb2.PredictRequest(model=arguments.model, instances=[packed(instance)])
+                for instance in plugins.load().task(version.task).instances(examples)
+            ]
             for _ in range(arguments.turns):
                 started = time.monotonic()
                 lines = by_operation(client, arguments.model, arguments.dataset, Path(folder) / "predictions.jsonl")
                 batch.append(time.monotonic() - started)
-                instances = [
-                    {name: value for name, value in line["examples"][0].items() if name in known} for line in lines
-                ]
-                requests = [
-                    prediction_pb2.PredictRequest(
-                        model=arguments.model, instances=[client.schema.pack(instance, kind, "instance")]
-                    )
-                    for instance in instances
-                ]
                 started = time.monotonic()
                 answers = singly(client, requests)
                 single.append(time.monotonic() - started)
