@@ -58,10 +58,11 @@ def test_a_killed_server_leaves_no_orphans_and_its_operations_go_on(tmp_path: Pa
         assert orphans
         server.process.kill()
         server.process.wait()
-    deadline = time.monotonic() + 2
-    while alive := [pid for pid in orphans if Path(f"/proc/{pid}/exe").exists()]:
-        assert time.monotonic() < deadline, f"still there: {alive}"
-        time.sleep(0.05)
+        # Here: leaving the block waits for all that write to the server's log.
+        deadline = time.monotonic() + 2
+        while alive := [pid for pid in orphans if Path(f"/proc/{pid}/exe").exists()]:
+            assert time.monotonic() < deadline, f"still there: {alive}"
+            time.sleep(0.05)
     with serving(tmp_path, *flags, "--lease-s", "2") as server:
         answer = server.stub(recommendation_grpc.RecommendationServiceStub).Recommend(
             recommendation.RecommendRequest(model="served", instances=[recommendation.Instance(user="u1")])
