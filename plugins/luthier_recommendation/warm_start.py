@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_matrix
 
 from luthier.task import InvalidArgument, Run
 from luthier.tasks.recommendation.v1.recommendation_pb2 import Algorithm
@@ -44,40 +43,19 @@ def begin(run: Run, interactions: Interactions) -> tuple[Choice, Start]:
         iterations=config.iterations or int(base.description.settings["iterations"]),
     )
     random = np.random.default_rng(run.seed)
-    users, new_users = _carried(interactions.users, base.users, base.array("user_factors"), random)
-    items, new_items = _carried(interactions.items, base.items, base.array("item_factors"), random)
-    taken = interactions.all != 0
-    _place(items, new_items, taken.T.tocsr()[:, ~new_users], users[~new_users])
-    _place(users, new_users, taken, items)
+    users = _carried(interactions.users, base.users, base.array("user_factors"), random)
+    items = _carried(interactions.items, base.items, base.array("item_factors"), random)
     if name == "bpr":
         users[:, -1] = 1  # The factor that carries the items' biases is not learnt for users.
     return Choice(algorithm=ALGORITHMS[id], settings=settings), Start(users=users, items=items)
 
 
-def _carried(ids: list[str], base_ids: list[str], factors: Array, random: np.random.Generator) -> tuple[Array, Array]:
-    """Factors of the ids: the base's, and small random ones, as implicit draws them, for those that are new.
-
-    Also which are new, bool [ids].
-    """
+def _carried(ids: list[str], base_ids: list[str], factors: Array, random: np.random.Generator) -> Array:
+    """Factors of the ids: the base's, and small random ones, as implicit draws them, for those that are new."""
     known = {id: index for index, id in enumerate(base_ids)}
     carried = random.random((len(ids), factors.shape[1]), dtype=np.float32) * 0.01
     shared = [(index, known[id]) for index, id in enumerate(ids) if id in known]
     if shared:
-        here, there = np.array(shared).T
-        carried[here] = factors[there]
-    return carried, np.array([id not in known for id in ids])
-
-
-def _place(factors: Array, is_new: Array, taken: csr_matrix, others: Array) -> None:
-    """Moves new users to where those stand that take such items, and new items to where those stand that such users
-    take: it fits a linear map of the others' mean factors, with an intercept, to the factors that are known.
-
-    `factors` is [n, f], `taken` [n, m], and `others` [m, f]. Descent would take as many iterations for them as from
-    nothing.
-    """
-    if not is_new.any() or is_new.all():
-        return
-    sizes = np.maximum(taken.getnnz(axis=1), 1)[:, None]
-    means = np.hstack([taken @ others.astype(np.float64) / sizes, np.ones((len(factors), 1))])
-    fitted = np.linalg.lstsq(means[~is_new], factors[~is_new].astype(np.float64))[0]
-    factors[is_new] = means[is_new] @ fitted
+        new, old = np.array(shared).T
+        carried[new] = factors[old]
+    return carried

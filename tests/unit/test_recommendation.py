@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pytest
 from google.protobuf.message import Message
 
@@ -19,7 +18,7 @@ from luthier.errors import InvalidArgument
 from luthier.inference.predictor import Predictor
 from luthier.task import DataFile, Run, Split
 from luthier.tasks.recommendation.v1 import recommendation_pb2 as pb
-from luthier_recommendation import Recommendation, data, training, warm_start
+from luthier_recommendation import Recommendation, data, training
 from luthier_recommendation.algorithms import Ease, Fit
 from luthier_recommendation.interactions import Interactions
 from luthier_recommendation.search import ALGORITHMS, FINALISTS, REDRAWS, ndcg_of
@@ -246,28 +245,6 @@ def test_a_warm_start_begins_at_the_bases_factors(name: str, all_made: dict[str,
     scores = [TASK.score(base.parts["test"], each).metrics["ndcg_at_10"] for each in (predictions, before)]
     assert scores[0] == pytest.approx(scores[1], abs=0.03)
     assert training.predict(model, [pb.Instance(user="newcomer")])[0].items
-
-
-@pytest.mark.parametrize("name", ["ALS", "BPR"])
-def test_newcomers_begin_where_those_of_the_same_taste_stand(
-    name: str, all_made: dict[str, Made], tmp_path: Path
-) -> None:
-    base = all_made[name]
-    user, taken = base.known(0)
-    rows = [("newcomer", item, 1.0, 0.0) for item in taken]
-    # A new item that the same users take as the first of them.
-    train = base.parts["train"]
-    takers = train.filter(pc.equal(train["item"], taken[0]))["user"].to_pylist()
-    rows += [(taker, "new", 1.0, 0.0) for taker in takers]
-    run = run_on({"train": pa.concat_tables([train, table(rows)])}, tmp_path)
-    run.base, run.warm_start = base.bundle, True
-    interactions = Interactions.of(run.parts, use_weights=True, seed=0)
-    _, start = warm_start.begin(run, interactions)
-    scores = start.users @ start.items.T
-    of = {id: row for row, id in enumerate(interactions.users)}
-    items = {id: column for column, id in enumerate(interactions.items)}
-    assert np.corrcoef(scores[of["newcomer"]], scores[of[user]])[0, 1] > 0.8
-    assert np.corrcoef(scores[:, items["new"]], scores[:, items[taken[0]]])[0, 1] > 0.8
 
 
 @pytest.mark.parametrize(
