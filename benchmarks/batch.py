@@ -4,8 +4,8 @@
 
 Starts `luthier serve` on a home that was filled before. In turns it predicts for the data set's test part by one
 operation, from the call to the last byte of the download, and by one call for each example, one after the other, over
-one connection, for the same instances. Compares all predictions, and prints the median of both and their ratio beside the limit.
-Exits with 1 where a prediction differs in anything but its sixth decimal, or the ratio is below the limit.
+one connection, for the same instances. Compares all predictions, and prints the median of both and their ratio beside
+the limit. Exits with 1 where a prediction differs in anything but its sixth decimal, or the ratio is below the limit.
 """
 
 from __future__ import annotations
