@@ -239,7 +239,13 @@ def _read(task: Task, files: Sequence[DataFile], split: Split, report: Report) -
         except InvalidData as error:
             problems.extend(error.problems)
             continue
-        for role, table in found.items() if isinstance(found, Mapping) else [(file.role, found)]:
+        by_role = found if isinstance(found, Mapping) else {file.role: found}
+        if file.lenient and not any(
+            table.num_rows for role, table in by_role.items() if role in ("", *PARTS, file.role)
+        ):
+            # All was left out, so what was wrong with it is why there is nothing.
+            problems.extend(file.warnings)
+        for role, table in by_role.items():
             tables.setdefault(_role(role, file, split), []).append(table)
     if problems:
         raise InvalidData(problems)

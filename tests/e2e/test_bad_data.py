@@ -72,6 +72,15 @@ def test_what_is_bad_alone_is_left_out_where_one_says_so(server: Server, tmp_pat
     assert version.num_examples["train"] > 0
 
 
+def test_where_all_is_bad_nothing_is_left_to_take(server: Server, tmp_path: Path) -> None:
+    (bad,) = (bad for bad in CORPUS if bad.id == "detection-damaged-images")
+    with Client(server.address) as client, pytest.raises(LuthierClientError) as caught:
+        client.create_dataset(
+            "left", bad.write(tmp_path), task=bad.task, options=bad.options, strictness=STRICTNESS_LENIENT
+        ).result(timeout=60)
+    assert caught.value.violations.keys() == bad.found.keys()
+
+
 def test_what_is_only_odd_is_refused_where_one_says_so(server: Server, tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     rows = "".join(f"a beer of the kind {i},{('dark', 'pale')[i % 2]}\n" for i in range(60))
