@@ -12,27 +12,19 @@ import structlog
 
 from luthier import bundle, names
 from luthier.errors import FailedPrecondition, LuthierError, NotFound, StoreUnavailable
+from luthier.inference.lanes import Cores
 from luthier.inference.predictor import Predictor, providers
+from luthier.inference.served import Served
 from luthier.logs import unexpected
 from luthier.plugins import Plugins
 from luthier.registry import Registry
 from luthier.store import Store
-from luthier.task import Task
 from luthier.v1.model_pb2 import ModelVersion
 
 log = structlog.get_logger()
 
 UNALIASED = 4
 """Versions without an alias that stay loaded after somebody asked for them by number; the least used goes first."""
-
-
-@dataclass(frozen=True)
-class Served:
-    """A version that is ready to predict."""
-
-    name: str
-    task: Task
-    predictor: Predictor
 
 
 @dataclass(frozen=True)
@@ -47,9 +39,13 @@ class _Snapshot:
 class ModelPool:
     """Finds the model that a prediction names. A version is loaded before an alias moves to it, never after."""
 
-    def __init__(self, registry: Registry, store: Store, plugins: Plugins, device: str = "cpu") -> None:
+    def __init__(
+        self, registry: Registry, store: Store, plugins: Plugins, cores: Cores, *, device: str, most_waiting: int
+    ) -> None:
         """Raises FailedPrecondition where no model could compute on the device."""
         providers(device)
+        self._cores = cores
+        self._most_waiting = most_waiting
         self._device = device
         self._registry = registry
         self._store = store
@@ -145,7 +141,7 @@ class ModelPool:
         except Exception as error:  # A plugin's or onnxruntime's: one version that cannot be opened stops no other.
             status = unexpected(error, f"opening {version.name}")
             raise FailedPrecondition(f"{version.name} cannot be opened: {status.message}") from error
-        served = Served(version.name, task, predictor)
+        served = Served(version, task, predictor, self._cores, self._most_waiting)
         log.info("version loaded", version=version.name)
         return served
 

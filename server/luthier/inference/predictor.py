@@ -10,6 +10,7 @@ import onnxruntime as ort
 from google.protobuf.message import Message
 
 from luthier.errors import FailedPrecondition
+from luthier.inference.tensors import Tensor
 from luthier.task import MODEL_FILE, Task
 
 CUDA = "CUDAExecutionProvider"
@@ -55,15 +56,19 @@ class Predictor:
         # Where CUDA's own libraries are amiss, onnxruntime goes on with the CPU.
         if len(self._session.get_providers()) < len(wanted):
             raise FailedPrecondition(f"onnxruntime cannot compute on {device}; its message in the log says why")
-        self._outputs = [output.name for output in self._session.get_outputs()]
+        self.inputs = [Tensor.of_graph(each) for each in self._session.get_inputs()]
+        self.outputs = [Tensor.of_graph(each) for each in self._session.get_outputs()]
 
     def predict(self, instances: Sequence[Message]) -> list[Message]:
         """Returns one prediction for each instance; raises InvalidArgument with every bad field."""
-        inputs = self._codec.encode(instances)
-        slices = list(_slices(inputs, self._codec.max_rows))
-        results = [self._session.run(self._outputs, rows) for rows in slices]
-        outputs = results[0] if len(results) == 1 else [np.concatenate(parts) for parts in zip(*results, strict=True)]
-        return self._codec.decode(dict(zip(self._outputs, outputs, strict=True)), instances)
+        names = [output.name for output in self.outputs]
+        return self._codec.decode(self.compute(self._codec.encode(instances), names), instances)
+
+    def compute(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
+        """Runs the graph alone: its inputs by name to those of its outputs that are named."""
+        parts = [self._session.run(outputs, rows) for rows in _slices(inputs, self._codec.max_rows)]
+        whole = parts[0] if len(parts) == 1 else [np.concatenate(each) for each in zip(*parts, strict=True)]
+        return dict(zip(outputs, whole, strict=True))
 
 
 def _slices(inputs: Mapping[str, np.ndarray], size: int) -> Iterator[Mapping[str, np.ndarray]]:
