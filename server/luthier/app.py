@@ -26,6 +26,7 @@ from luthier.oip.v2 import open_inference_pb2_grpc
 from luthier.operations import Operations
 from luthier.registry import Registry
 from luthier.revisions import Revisions
+from luthier.services.admission import Admission
 from luthier.services.bases import BaseService
 from luthier.services.batch_predictions import BatchPredictionService
 from luthier.services.binding import PooledServer
@@ -60,6 +61,10 @@ _OPTIONS = {
     "grpc.http2.min_ping_interval_without_data_ms": 20_000,
     "grpc.keepalive_permit_without_calls": 1,
 }
+
+
+_DOOR = 16
+"""How many times more calls may wait for a thread, of all models, than may wait for one model."""
 
 
 class CannotListen(Exception):
@@ -102,7 +107,9 @@ class App:
     def _bind(self) -> tuple[grpc.Server, list[str]]:
         """The gRPC server with every service in its pool, and the services' names."""
         options = _OPTIONS | {"grpc.max_receive_message_length": self._settings.max_request_bytes}
-        server = grpc.server(self._predictions, interceptors=[ErrorInterceptor()], options=list(options.items()))
+        admission = Admission(self._predictions, self._control, _DOOR * self._settings.most_waiting)
+        interceptors = [ErrorInterceptor(), admission]
+        server = grpc.server(self._predictions, interceptors=interceptors, options=list(options.items()))
         pooled = PooledServer(server, self._control, self._streams)
         catalogue = Catalogue.load(self._settings.home / "bases.toml", self._database)
         registry, store, operations = self._registry, self._store, self._operations

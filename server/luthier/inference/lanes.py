@@ -1,8 +1,8 @@
 """Whose turn it is: a bounded queue for each model, and as many calls at once as there are cores.
 
-A call goes through its model's `Lane`. One that takes little longer than waking a thread is computed at once. Any other
-takes a core, or waits in the lane until one is free; the lanes take turns. Whoever gets a core takes along the calls behind
-it where the model was measured to be faster with several at once: nobody waits for others to come.
+A call goes through its model's `Lane`. One that takes little longer than waking a thread is computed at once. Any
+other takes a core, or waits in the lane until one is free; the lanes take turns. Whoever gets a core takes along the
+calls behind it where the model was measured to be faster with several at once: nobody waits for others to come.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Cores:
             while self._lanes:
                 lane = self._lanes.popleft()
                 batch = lane.next_batch()
-                if lane.has_waiting:
+                if lane.num_waiting:
                     self._lanes.append(lane)
                 if batch:
                     batch[0].batch = batch
@@ -117,15 +117,16 @@ class Lane(Generic[P, R]):
         self._cores = cores
         self._name = name
         self._compute = compute
-        self._row_s = row_s
+        self.row_s = row_s
+        """Mean seconds for a row, of late."""
         self._most_rows = most_rows
         self._most_waiting = most_waiting
         self._waiting: deque[_Call[P, R]] = deque()
 
     @property
-    def has_waiting(self) -> bool:
-        """Whether calls wait."""
-        return bool(self._waiting)
+    def num_waiting(self) -> int:
+        """Calls that wait for their turn."""
+        return len(self._waiting)
 
     def run(self, payload: P, rows: int, caller: Caller = ANYBODY, key: Hashable = None) -> R:
         """Computes one call, on this thread or together with others on another.
@@ -134,7 +135,7 @@ class Lane(Generic[P, R]):
         ResourceExhausted where too many wait; DeadlineExceeded where the caller will not wait long enough, or has not;
         Cancelled where the caller has gone.
         """
-        if rows * self._row_s < AT_ONCE_S:
+        if rows * self.row_s < AT_ONCE_S:
             started = time.perf_counter()
             [result] = self._compute([payload])
             self._learn((time.perf_counter() - started) / rows)
@@ -156,7 +157,7 @@ class Lane(Generic[P, R]):
                 continue
             if batch and (call.key != batch[0].key or rows + call.rows > self._most_rows):
                 break
-            if batch and self._is_late((rows + call.rows) * self._row_s, now, [*batch, call]):
+            if batch and self._is_late((rows + call.rows) * self.row_s, now, [*batch, call]):
                 break
             batch.append(self._waiting.popleft())
             rows += call.rows
@@ -184,14 +185,14 @@ class Lane(Generic[P, R]):
 
     def _queue(self, call: _Call[P, R]) -> None:
         """Puts a call behind the others, or raises. With the lock held."""
-        before_s = sum(each.rows for each in self._waiting) * self._row_s / self._cores.count
+        before_s = sum(each.rows for each in self._waiting) * self.row_s / self._cores.count
         if len(self._waiting) >= self._most_waiting:
             raise ResourceExhausted(
                 f"{len(self._waiting)} calls wait for {self._name}, which is all that may", retry_s=max(before_s, 0.001)
             )
-        if call.deadline is not None and time.monotonic() + before_s + call.rows * self._row_s > call.deadline:
+        if call.deadline is not None and time.monotonic() + before_s + call.rows * self.row_s > call.deadline:
             raise DeadlineExceeded(
-                f"the answer would take {before_s + call.rows * self._row_s:.3f} s, longer than the caller waits"
+                f"the answer would take {before_s + call.rows * self.row_s:.3f} s, longer than the caller waits"
             )
         call.turn.acquire()
         if not self._waiting:
@@ -230,4 +231,4 @@ class Lane(Generic[P, R]):
 
     def _learn(self, row_s: float) -> None:
         # Two threads at once lose one of two figures, which is no harm.
-        self._row_s += _MEMORY * (row_s - self._row_s)
+        self.row_s += _MEMORY * (row_s - self.row_s)

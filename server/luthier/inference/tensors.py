@@ -84,7 +84,7 @@ class Tensor:
         if datatype != self.datatype:
             return f"is of {datatype or 'no datatype'}, not {self.datatype}"
         fits = len(shape) == len(self.shape) and all(
-            n == own or (own == -1 and n >= 0) for n, own in zip(shape, self.shape, strict=True)
+            n == own if own >= 0 else n >= 0 for n, own in zip(shape, self.shape, strict=True)
         )
         return "" if fits else f"has the shape {[*shape]}, not {[*self.shape]}"
 
@@ -155,7 +155,8 @@ def _array(one: pb.ModelInferRequest.InferInputTensor, raw: bytes | None, known:
 
 def _of_values(values: Sequence[Any], kind: _Datatype) -> np.ndarray:
     try:
-        return np.array(values, kind.dtype)
+        # Of a list: from protobuf's own container numbers that are too large would be cut.
+        return np.array(list(values), kind.dtype)
     except OverflowError as error:
         raise ValueError(f"has elements that are no {kind.dtype.name}") from error
 
