@@ -101,7 +101,7 @@ def test_different_keys_never_go_together(cores: Cores, callers: ThreadPoolExecu
     occupied(lane, model, callers)
     others = []
     for number, key in ((1, "a"), (2, "a"), (3, "b")):
-        others.append(callers.submit(lane.run, number, 1, key=key))
+        others.append(callers.submit(lane.run, number, 1, key=lambda key=key: key))
         until_waiting(lane, number)
     model.go.set()
     assert [other.result(10) for other in others] == [2, 4, 6]

@@ -23,7 +23,7 @@ def echoed(datatype: str, raw: bool) -> pb.ModelInferRequest:
     array = np.array([[value] for value in values(datatype)], object if datatype == "BYTES" else None)
     response = pb.ModelInferResponse()
     dtype = array.dtype if datatype == "BYTES" else tensors._DATATYPES[datatype].dtype
-    tensors.write(response, [(Tensor("x", datatype, (-1, 1)), array.astype(dtype))], raw)
+    tensors.write(response, Tensor("x", datatype, (-1, 1)), array.astype(dtype), raw)
     request = pb.ModelInferRequest(raw_input_contents=response.raw_output_contents)
     request.inputs.add().MergeFromString(response.outputs[0].SerializeToString())
     return request
@@ -34,27 +34,27 @@ def echoed(datatype: str, raw: bool) -> pb.ModelInferRequest:
 def test_what_is_written_is_read(datatype: str, raw: bool) -> None:
     request = echoed(datatype, raw)
     assert bool(request.raw_input_contents) == raw
-    found = tensors.read(request, [Tensor("x", datatype, (-1, 1))])["x"]
+    found = tensors.read(request, {"x": Tensor("x", datatype, (-1, 1))})["x"]
     assert found.shape == (3, 1)
     assert found.ravel().tolist() == values(datatype)
 
 
 def test_half_floats_are_raw_alone() -> None:
     response = pb.ModelInferResponse()
-    tensors.write(response, [(Tensor("x", "FP16", (-1,)), np.array([0.5, 2], np.float16))], raw=False)
+    tensors.write(response, Tensor("x", "FP16", (-1,)), np.array([0.5, 2], np.float16), raw=False)
     assert response.raw_output_contents == [b"\x00\x38\x00\x40"]
     request = pb.ModelInferRequest(raw_input_contents=response.raw_output_contents)
     request.inputs.add(name="x", datatype="FP16", shape=[2])
-    assert tensors.read(request, [Tensor("x", "FP16", (-1,))])["x"].tolist() == [0.5, 2]
+    assert tensors.read(request, {"x": Tensor("x", "FP16", (-1,))})["x"].tolist() == [0.5, 2]
     del request.raw_input_contents[:]
     with pytest.raises(InvalidArgument, match="FP16, which has no typed contents; send it raw"):
-        tensors.read(request, [Tensor("x", "FP16", (-1,))])
+        tensors.read(request, {"x": Tensor("x", "FP16", (-1,))})
 
 
 def test_raw_elements_are_not_copied() -> None:
     request = pb.ModelInferRequest(raw_input_contents=[bytes(12)])
     request.inputs.add(name="x", datatype="FP32", shape=[3])
-    found = tensors.read(request, [Tensor("x", "FP32", (-1,))])["x"]
+    found = tensors.read(request, {"x": Tensor("x", "FP32", (-1,))})["x"]
     assert not found.flags.owndata
 
 
@@ -76,7 +76,7 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
         Tensor("not_needed", "BOOL", (-1,), optional=True),
     ]
     with pytest.raises(InvalidArgument) as refused:
-        tensors.read(request, inputs)
+        tensors.read(request, {one.name: one for one in inputs})
     assert refused.value.violations == {
         "inputs.absent": "is missing",
         "inputs.wide": "has the shape [2, 4], not [-1, 3]",
@@ -103,7 +103,7 @@ def test_raw_bytes_of_another_length_are_refused(datatype: str, shape: list[int]
     request = pb.ModelInferRequest(raw_input_contents=[raw])
     request.inputs.add(name="x", datatype=datatype, shape=shape)
     with pytest.raises(InvalidArgument) as refused:
-        tensors.read(request, [Tensor("x", datatype, (-1,))])
+        tensors.read(request, {"x": Tensor("x", datatype, (-1,))})
     assert refused.value.violations == {"inputs.x": why}
 
 
@@ -113,7 +113,7 @@ def test_rows_and_raw_contents_have_to_agree() -> None:
     request.inputs.add(name="b", datatype="BOOL", shape=[2]).contents.bool_contents.extend([True, True])
     inputs = [Tensor("a", "BOOL", (-1,)), Tensor("b", "BOOL", (-1,))]
     with pytest.raises(InvalidArgument, match="inputs: their first axes differ"):
-        tensors.read(request, inputs)
+        tensors.read(request, {one.name: one for one in inputs})
     request.raw_input_contents.append(b"\1")
     with pytest.raises(InvalidArgument, match="raw_input_contents: 1 for 2 inputs; give them for all or for none"):
-        tensors.read(request, inputs)
+        tensors.read(request, {one.name: one for one in inputs})

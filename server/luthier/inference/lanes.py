@@ -11,8 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from luthier.errors import Cancelled, DeadlineExceeded, ResourceExhausted
 from luthier.inference.threads import Threads
@@ -26,8 +25,7 @@ _MEMORY = 0.1
 """Weight of the newest call in the mean time for a row."""
 
 
-@dataclass(frozen=True)
-class Caller:
+class Caller(NamedTuple):
     """Who waits for an answer."""
 
     remaining_s: float | None = None
@@ -128,7 +126,7 @@ class Lane(Generic[P, R]):
         """Calls that wait for their turn."""
         return len(self._waiting)
 
-    def run(self, payload: P, rows: int, caller: Caller = ANYBODY, key: Hashable = None) -> R:
+    def run(self, payload: P, rows: int, caller: Caller = ANYBODY, key: Callable[[], Hashable] = lambda: None) -> R:
         """Computes one call, on this thread or together with others on another.
 
         Calls of different keys are never put together. Raises what `compute` raises for this one alone;
@@ -141,7 +139,7 @@ class Lane(Generic[P, R]):
             self._learn((time.perf_counter() - started) / rows)
             return result
         with self._cores.threads.aside():
-            return self._in_turn(_Call(payload, rows, key, caller))
+            return self._in_turn(_Call(payload, rows, key(), caller))
 
     def next_batch(self) -> list[_Call[P, R]]:
         """The calls to compute next, out of the queue; none where nobody waits any more. With the lock held."""

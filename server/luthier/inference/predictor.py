@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -58,23 +58,17 @@ class Predictor:
             raise FailedPrecondition(f"onnxruntime cannot compute on {device}; its message in the log says why")
         self.inputs = [Tensor.of_graph(each) for each in self._session.get_inputs()]
         self.outputs = [Tensor.of_graph(each) for each in self._session.get_outputs()]
+        self._names = [output.name for output in self.outputs]
 
     def predict(self, instances: Sequence[Message]) -> list[Message]:
         """Returns one prediction for each instance; raises InvalidArgument with every bad field."""
-        names = [output.name for output in self.outputs]
-        return self._codec.decode(self.compute(self._codec.encode(instances), names), instances)
+        return self._codec.decode(self.compute(self._codec.encode(instances), self._names), instances)
 
     def compute(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
         """Runs the graph alone: its inputs by name to those of its outputs that are named."""
-        parts = [self._session.run(outputs, rows) for rows in _slices(inputs, self._codec.max_rows)]
-        whole = parts[0] if len(parts) == 1 else [np.concatenate(each) for each in zip(*parts, strict=True)]
-        return dict(zip(outputs, whole, strict=True))
-
-
-def _slices(inputs: Mapping[str, np.ndarray], size: int) -> Iterator[Mapping[str, np.ndarray]]:
-    """Inputs by so many rows at once, or as they are where they have no more, or `size` is 0."""
-    if not size or (count := len(next(iter(inputs.values())))) <= size:
-        yield inputs
-        return
-    for start in range(0, count, size):
-        yield {name: values[start : start + size] for name, values in inputs.items()}
+        size, count = self._codec.max_rows, len(next(iter(inputs.values())))
+        if not size or count <= size:
+            return dict(zip(outputs, self._session.run(outputs, inputs), strict=True))
+        slices = [{name: rows[i : i + size] for name, rows in inputs.items()} for i in range(0, count, size)]
+        parts = zip(*(self._session.run(outputs, each) for each in slices), strict=True)
+        return {name: np.concatenate(each) for name, each in zip(outputs, parts, strict=True)}

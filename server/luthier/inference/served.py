@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from itertools import chain
 
 import numpy as np
@@ -42,10 +42,12 @@ class Served:
 
     def compute(self, inputs: Arrays, outputs: Sequence[str], caller: Caller = ANYBODY) -> Arrays:
         """The graph's outputs that are named. Raises what `Lane.run` and `Predictor.compute` raise."""
-        rows = len(next(iter(inputs.values())))
-        # Only tensors that differ in nothing but their rows can be put together.
-        shapes = tuple((name, array.shape[1:]) for name, array in sorted(inputs.items()))
-        return self._runs.run((inputs, outputs), rows, caller, key=(tuple(outputs), shapes))
+
+        def key() -> Hashable:
+            """Equal for those that differ in nothing but their rows, which alone can be put together."""
+            return tuple(outputs), tuple((name, array.shape[1:]) for name, array in sorted(inputs.items()))
+
+        return self._runs.run((inputs, outputs), len(next(iter(inputs.values()))), caller, key)
 
     def _predict(self, calls: Sequence[Sequence[Message]]) -> list[list[Message]]:
         if len(calls) == 1:

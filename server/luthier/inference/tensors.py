@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -83,14 +83,17 @@ class Tensor:
         """What is wrong with a tensor that is to be this one; empty where nothing is."""
         if datatype != self.datatype:
             return f"is of {datatype or 'no datatype'}, not {self.datatype}"
-        fits = len(shape) == len(self.shape) and all(
-            n == own if own >= 0 else n >= 0 for n, own in zip(shape, self.shape, strict=True)
-        )
-        return "" if fits else f"has the shape {[*shape]}, not {[*self.shape]}"
+        if len(shape) == len(self.shape):
+            for n, own in zip(shape, self.shape, strict=True):
+                if n != own if own >= 0 else n < 0:
+                    break
+            else:
+                return ""
+        return f"has the shape {[*shape]}, not {[*self.shape]}"
 
 
-def read(request: pb.ModelInferRequest, inputs: Sequence[Tensor]) -> dict[str, np.ndarray]:
-    """The arrays of a request by name; those of raw contents are views of its bytes. BYTES come as arrays of objects.
+def read(request: pb.ModelInferRequest, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """The arrays of a request for inputs by name; those of raw contents are views of its bytes. BYTES come as objects.
 
     Raises InvalidArgument for every input that is missing, unknown or of the wrong type, shape or length.
     """
@@ -99,16 +102,16 @@ def read(request: pb.ModelInferRequest, inputs: Sequence[Tensor]) -> dict[str, n
         raise InvalidArgument(
             {"raw_input_contents": f"{len(raw)} for {len(sent)} inputs; give them for all or for none"}
         )
-    known = {tensor.name: tensor for tensor in inputs}
     arrays: dict[str, np.ndarray] = {}
-    violations = {
-        f"inputs.{name}": "is missing" for name in known.keys() - {one.name for one in sent} if not known[name].optional
-    }
+    violations: dict[str, str] = {}
     for index, one in enumerate(sent):
         try:
-            arrays[one.name] = _array(one, raw[index] if raw else None, known)
+            arrays[one.name] = _array(one, raw[index] if raw else None, inputs)
         except ValueError as error:
             violations[f"inputs.{one.name}"] = str(error)
+    if len(arrays) < len(inputs):
+        missing = inputs.keys() - arrays.keys() - {one.name for one in sent}
+        violations |= {f"inputs.{name}": "is missing" for name in sorted(missing) if not inputs[name].optional}
     if not violations and len({len(array) for array in arrays.values()}) > 1:
         violations["inputs"] = "their first axes differ, which have one row for each example"
     if violations:
@@ -116,16 +119,15 @@ def read(request: pb.ModelInferRequest, inputs: Sequence[Tensor]) -> dict[str, n
     return arrays
 
 
-def write(response: pb.ModelInferResponse, outputs: Iterable[tuple[Tensor, np.ndarray]], raw: bool) -> None:
-    """Adds arrays to a response, as raw or as typed contents."""
-    for tensor, array in outputs:
-        output = response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=array.shape)
-        kind = _DATATYPES[tensor.datatype]
-        # Half floats have no contents of their own.
-        if raw or not kind.contents:
-            response.raw_output_contents.append(_raw(array, kind))
-        else:
-            getattr(output.contents, kind.contents).extend(array.ravel().tolist())
+def write(response: pb.ModelInferResponse, tensor: Tensor, array: np.ndarray, raw: bool) -> None:
+    """Adds an output to a response, as raw or as typed contents."""
+    output = response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=array.shape)
+    kind = _DATATYPES[tensor.datatype]
+    # Half floats have no contents of their own.
+    if raw or not kind.contents:
+        response.raw_output_contents.append(_raw(array, kind))
+    else:
+        getattr(output.contents, kind.contents).extend(array.ravel().tolist())
 
 
 def _array(one: pb.ModelInferRequest.InferInputTensor, raw: bytes | None, known: Mapping[str, Tensor]) -> np.ndarray:
@@ -138,7 +140,7 @@ def _array(one: pb.ModelInferRequest.InferInputTensor, raw: bytes | None, known:
     shape = tuple(one.shape)
     if mismatch := tensor.mismatch(one.datatype, shape):
         raise ValueError(mismatch)
-    kind, count = _DATATYPES[one.datatype], prod(shape)
+    kind, count = _DATATYPES[tensor.datatype], prod(shape)
     if raw is None:
         if not kind.contents:
             raise ValueError(f"is of {one.datatype}, which has no typed contents; send it raw")
@@ -146,7 +148,7 @@ def _array(one: pb.ModelInferRequest.InferInputTensor, raw: bytes | None, known:
         if len(values) != count:
             raise ValueError(f"has {len(values)} elements in {kind.contents}, its shape {[*shape]} has {count}")
         return _of_values(values, kind).reshape(shape)
-    if one.datatype == BYTES:
+    if kind.dtype == object:
         return _split(raw, count).reshape(shape)
     if len(raw) != count * kind.dtype.itemsize:
         raise ValueError(f"has {len(raw)} bytes, {one.datatype} of the shape {[*shape]} {count * kind.dtype.itemsize}")

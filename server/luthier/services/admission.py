@@ -25,7 +25,7 @@ class Admission(grpc.ServerInterceptor):
 
     def __init__(self, threads: Threads, refusals: ThreadPoolExecutor, most_waiting: int) -> None:
         self._threads = threads
-        self._refusals = refusals
+        self._refusal = in_pool(self._refuse, refusals)
         self._most_waiting = most_waiting
 
     def intercept_service(
@@ -39,7 +39,7 @@ class Admission(grpc.ServerInterceptor):
             return handler
         if hasattr(behavior_of(handler), "experimental_thread_pool"):
             return handler
-        return with_behavior(handler, in_pool(self._refuse, self._refusals))
+        return with_behavior(handler, self._refusal)
 
     def _refuse(self, request: Any, context: grpc.ServicerContext) -> NoReturn:
         raise ResourceExhausted(f"{self._most_waiting} predictions wait, which is all that may", retry_s=_RETRY_S)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 
 import grpc
@@ -70,8 +70,8 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
             name=request.name,
             versions=[_number(served)],
             platform=face.platform,
-            inputs=map(_metadata, face.inputs),
-            outputs=map(_metadata, face.outputs),
+            inputs=map(_metadata, face.inputs.values()),
+            outputs=map(_metadata, face.outputs.values()),
         )
 
     def ModelConfig(self, request: pb.ModelConfigRequest, context: grpc.ServicerContext) -> pb.ModelConfigResponse:
@@ -84,9 +84,9 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
             max_batch_size=MOST_INSTANCES,
             input=[
                 pb.ModelInput(name=t.name, data_type=t.number, dims=t.shape[1:], optional=t.optional)
-                for t in face.inputs
+                for t in face.inputs.values()
             ],
-            output=[pb.ModelOutput(name=t.name, data_type=t.number, dims=t.shape[1:]) for t in face.outputs],
+            output=[pb.ModelOutput(name=t.name, data_type=t.number, dims=t.shape[1:]) for t in face.outputs.values()],
             model_transaction_policy=pb.ModelTransactionPolicy(decoupled=False),
         )
         return pb.ModelConfigResponse(config=config)
@@ -100,13 +100,15 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
         served, face = self._find(request.model_name, request.model_version)
         caller = _caller(request, context)
         arrays = tensors.read(request, face.inputs)
-        outputs = _wanted(request, face.outputs)
+        wanted = _wanted(request, face.outputs)
         rows = len(next(iter(arrays.values()), ()))
         if not 0 < rows <= MOST_INSTANCES:
             raise InvalidArgument({"inputs": f"{rows} rows in one request; from 1 to {MOST_INSTANCES} are taken"})
-        found = face.infer(arrays, {output.name for output in outputs}, caller)
+        found = face.infer(arrays, wanted, caller)
         response = pb.ModelInferResponse(model_name=request.model_name, model_version=_number(served), id=request.id)
-        tensors.write(response, ((o, found[o.name]) for o in outputs), raw=bool(request.raw_input_contents))
+        raw = bool(request.raw_input_contents)
+        for name in wanted:
+            tensors.write(response, face.outputs[name], found[name], raw)
         return response
 
     def ModelStreamInfer(
@@ -175,20 +177,19 @@ def _metadata(tensor: Tensor) -> pb.ModelMetadataResponse.TensorMetadata:
     return pb.ModelMetadataResponse.TensorMetadata(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
 
 
-def _wanted(request: pb.ModelInferRequest, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
+def _wanted(request: pb.ModelInferRequest, outputs: Mapping[str, Tensor]) -> Sequence[str]:
     """The outputs that a request names, all where it names none."""
     if not request.outputs:
-        return outputs
-    known = {output.name: output for output in outputs}
+        return list(outputs)
     violations = {}
     for one in request.outputs:
-        if one.name not in known:
-            violations[f"outputs.{one.name}"] = f"is not known; the model gives {', '.join(known)}"
+        if one.name not in outputs:
+            violations[f"outputs.{one.name}"] = f"is not known; the model gives {', '.join(outputs)}"
         elif one.parameters:
             violations[f"outputs.{one.name}"] = f"has the parameter {min(one.parameters)}, which is not taken"
     if violations:
         raise InvalidArgument(violations)
-    return [known[one.name] for one in request.outputs]
+    return [one.name for one in request.outputs]
 
 
 def _only_id(request: pb.ModelInferRequest) -> pb.ModelInferResponse:
