@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state
 from google.protobuf.message import Message
 
 from luthier.errors import FailedPrecondition
@@ -14,6 +15,9 @@ from luthier.inference.tensors import Tensor
 from luthier.task import MODEL_FILE, Task
 
 CUDA = "CUDAExecutionProvider"
+
+CANNOT_COMPUTE = (onnxruntime_pybind11_state.InvalidArgument, onnxruntime_pybind11_state.RuntimeException)
+"""What onnxruntime raises where a graph meets values that it was not made for, such as an index beyond a table's end."""
 
 
 def session_options(threads: int = 1) -> ort.SessionOptions:
@@ -50,6 +54,7 @@ class Predictor:
     def __init__(self, task: Task, directory: Path, threads: int = 1, device: str = "cpu") -> None:
         """Raises FailedPrecondition where it cannot compute on the device."""
         self.task = task
+        self.is_on_cpu = device == "cpu"
         self._codec = task.open(directory)
         wanted = providers(device)
         self._session = ort.InferenceSession(directory / MODEL_FILE, session_options(threads), providers=wanted)

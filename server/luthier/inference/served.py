@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Hashable, Sequence
+from functools import partial
 from itertools import chain
 
 import numpy as np
+import structlog
 from google.protobuf.message import Message
 
+from luthier.errors import InvalidArgument
 from luthier.inference.faces import Arrays, GraphFace, InstancesFace
 from luthier.inference.lanes import ANYBODY, Caller, Cores, Lane
-from luthier.inference.predictor import Predictor
+from luthier.inference.predictor import CANNOT_COMPUTE, Predictor
 from luthier.task import Task
 from luthier.v1.model_pb2 import ModelVersion
+
+
+log = structlog.get_logger()
 
 
 class Served:
@@ -29,12 +36,12 @@ class Served:
         # One that was published before anybody measured is computed one call at a time.
         row_s = next((variant.latency_ms / 1000 for variant in version.variants if variant.served), 0.0)
         most_rows = version.serving.most_rows or 1
-        self._predictions: Lane[Sequence[Message], list[Message]] = Lane(
-            cores, version.name, self._predict, row_s=row_s, most_rows=most_rows, most_waiting=most_waiting
+        clock = time.thread_time if predictor.is_on_cpu else time.perf_counter
+        lane = partial(
+            Lane, cores, version.name, row_s=row_s, most_rows=most_rows, most_waiting=most_waiting, clock=clock
         )
-        self._runs: Lane[tuple[Arrays, Sequence[str]], Arrays] = Lane(
-            cores, version.name, self._compute, row_s=row_s, most_rows=most_rows, most_waiting=most_waiting
-        )
+        self._predictions: Lane[Sequence[Message], list[Message]] = lane(self._predict)
+        self._runs: Lane[tuple[Arrays, Sequence[str]], Arrays] = lane(self._compute)
 
     def predict(self, instances: Sequence[Message], caller: Caller = ANYBODY) -> list[Message]:
         """One prediction for each instance. Raises what `Lane.run` and `Predictor.predict` raise."""
@@ -56,6 +63,16 @@ class Served:
         return [[next(predictions) for _ in instances] for instances in calls]
 
     def _compute(self, calls: Sequence[tuple[Arrays, Sequence[str]]]) -> list[Arrays]:
+        try:
+            return self._compute_together(calls)
+        except CANNOT_COMPUTE as error:
+            # These tensors are the caller's own, not a codec's.
+            log.warning("tensors refused", version=self.name, why=str(error))
+            raise InvalidArgument(
+                {"inputs": "the graph cannot compute them; their shapes or values do not fit"}
+            ) from error
+
+    def _compute_together(self, calls: Sequence[tuple[Arrays, Sequence[str]]]) -> list[Arrays]:
         inputs, outputs = calls[0]
         if len(calls) == 1:
             return [self.predictor.compute(inputs, outputs)]

@@ -127,7 +127,7 @@ def write(response: pb.ModelInferResponse, tensor: Tensor, array: np.ndarray, ra
     if raw or not kind.contents:
         response.raw_output_contents.append(_raw(array, kind))
     else:
-        getattr(output.contents, kind.contents).extend(array.ravel().tolist())
+        getattr(output.contents, kind.contents).extend(_elements(array))
 
 
 def _array(one: pb.ModelInferRequest.InferInputTensor, raw: bytes | None, known: Mapping[str, Tensor]) -> np.ndarray:
@@ -181,5 +181,12 @@ def _split(raw: bytes, count: int) -> np.ndarray:
 def _raw(array: np.ndarray, kind: _Datatype) -> bytes:
     if kind.dtype != object:
         return array.astype(kind.dtype, copy=False).tobytes()
-    elements = [element.encode() if isinstance(element, str) else element for element in array.flat]
-    return b"".join(part for element in elements for part in (len(element).to_bytes(4, "little"), element))
+    return b"".join(part for element in _elements(array) for part in (len(element).to_bytes(4, "little"), element))
+
+
+def _elements(array: np.ndarray) -> list[Any]:
+    """The elements as plain values; strings in UTF-8."""
+    elements = array.ravel().tolist()
+    if array.dtype != object:
+        return elements
+    return [element.encode() if isinstance(element, str) else element for element in elements]
