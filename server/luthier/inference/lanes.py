@@ -21,8 +21,8 @@ R = TypeVar("R")
 
 AT_ONCE_S = 0.0005
 """Below this a call is computed at once: handing a core over takes a tenth of it."""
-_MEMORY = 0.1
-"""Weight of the newest call in the mean time for a row."""
+_DOWN, _UP = 0.18, 0.02
+"""Weights of a newest call that is quicker or slower than what is known: balanced where one of ten is quicker."""
 
 
 class Caller(NamedTuple):
@@ -52,6 +52,12 @@ class _Call(Generic[P, R]):
         self.batch: list[_Call[P, R]] | None = None
         self.result: R | None = None
         self.error: Exception | None = None
+
+    def patience_s(self) -> float:
+        """Seconds until its caller gives up, for a lock to wait; -1: for ever."""
+        if self.deadline is None:
+            return -1
+        return min(max(0.0, self.deadline - time.monotonic()), threading.TIMEOUT_MAX)
 
     def answer(self, result: R | None, error: Exception | None = None) -> None:
         self.result, self.error = result, error
@@ -107,22 +113,18 @@ class Lane(Generic[P, R]):
         row_s: float,
         most_rows: int = 1,
         most_waiting: int = 64,
-        clock: Callable[[], float] = time.thread_time,
     ) -> None:
         """`compute` answers several payloads of one key at once; `row_s` is what a row alone was measured to take.
 
-        Calls are put together up to `most_rows` rows; 1: never. The clock measures what they take. That of the thread
-        leaves out waiting for the interpreter, which makes quick calls look slow when there are many; what is computed
-        elsewhere than on the thread needs another.
+        Calls are put together up to `most_rows` rows; 1: never.
         """
         self._cores = cores
         self._name = name
         self._compute = compute
         self.row_s = row_s
-        """Mean seconds for a row, of late."""
+        """Seconds for a row, of late: what the quickest tenth take, so that waiting for the interpreter is left out."""
         self._most_rows = most_rows
         self._most_waiting = most_waiting
-        self._clock = clock
         self._waiting: deque[_Call[P, R]] = deque()
 
     @property
@@ -138,9 +140,9 @@ class Lane(Generic[P, R]):
         Cancelled where the caller has gone.
         """
         if rows * self.row_s < AT_ONCE_S:
-            started = self._clock()
+            started = time.perf_counter()
             [result] = self._compute([payload])
-            self._learn((self._clock() - started) / rows)
+            self._learn((time.perf_counter() - started) / rows)
             return result
         with self._cores.threads.aside():
             return self._in_turn(_Call(payload, rows, key(), caller))
@@ -172,8 +174,7 @@ class Lane(Generic[P, R]):
                 self._queue(call)
         if has_core:
             return self._lead([call])
-        # A little longer than the caller waits: it is the batch's leader who says that time is over.
-        if not call.turn.acquire(timeout=-1 if call.deadline is None else max(0.0, call.deadline - time.monotonic())):
+        if not call.turn.acquire(timeout=call.patience_s()):
             with self._cores.lock:
                 if call in self._waiting:
                     self._waiting.remove(call)
@@ -203,13 +204,13 @@ class Lane(Generic[P, R]):
 
     def _lead(self, batch: list[_Call[P, R]]) -> R:
         """Computes calls on a core that was taken for them, and gives the core on."""
-        started = self._clock()
+        started = time.perf_counter()
         try:
             outcomes = self._outcomes(batch)
         finally:
             self._cores.give()
         if not any(error for _, error in outcomes):
-            self._learn((self._clock() - started) / sum(call.rows for call in batch))
+            self._learn((time.perf_counter() - started) / sum(call.rows for call in batch))
         first, *others = zip(batch, outcomes, strict=True)
         for call, (result, error) in others:
             call.answer(result, error)
@@ -233,4 +234,4 @@ class Lane(Generic[P, R]):
 
     def _learn(self, row_s: float) -> None:
         # Two threads at once lose one of two figures, which is no harm.
-        self.row_s += _MEMORY * (row_s - self.row_s)
+        self.row_s += (_DOWN if row_s < self.row_s else _UP) * (row_s - self.row_s)

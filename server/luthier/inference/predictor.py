@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-from onnxruntime.capi import onnxruntime_pybind11_state
 from google.protobuf.message import Message
+from onnxruntime.capi import onnxruntime_pybind11_state
 
 from luthier.errors import FailedPrecondition
 from luthier.inference.tensors import Tensor
@@ -17,7 +17,7 @@ from luthier.task import MODEL_FILE, Task
 CUDA = "CUDAExecutionProvider"
 
 CANNOT_COMPUTE = (onnxruntime_pybind11_state.InvalidArgument, onnxruntime_pybind11_state.RuntimeException)
-"""What onnxruntime raises where a graph meets values that it was not made for, such as an index beyond a table's end."""
+"""What onnxruntime raises for values that a graph was not made for, such as an index beyond a table's end."""
 
 
 def session_options(threads: int = 1) -> ort.SessionOptions:
@@ -54,7 +54,6 @@ class Predictor:
     def __init__(self, task: Task, directory: Path, threads: int = 1, device: str = "cpu") -> None:
         """Raises FailedPrecondition where it cannot compute on the device."""
         self.task = task
-        self.is_on_cpu = device == "cpu"
         self._codec = task.open(directory)
         wanted = providers(device)
         self._session = ort.InferenceSession(directory / MODEL_FILE, session_options(threads), providers=wanted)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Hashable, Sequence
 from functools import partial
 from itertools import chain
@@ -17,7 +16,6 @@ from luthier.inference.lanes import ANYBODY, Caller, Cores, Lane
 from luthier.inference.predictor import CANNOT_COMPUTE, Predictor
 from luthier.task import Task
 from luthier.v1.model_pb2 import ModelVersion
-
 
 log = structlog.get_logger()
 
@@ -36,10 +34,7 @@ class Served:
         # One that was published before anybody measured is computed one call at a time.
         row_s = next((variant.latency_ms / 1000 for variant in version.variants if variant.served), 0.0)
         most_rows = version.serving.most_rows or 1
-        clock = time.thread_time if predictor.is_on_cpu else time.perf_counter
-        lane = partial(
-            Lane, cores, version.name, row_s=row_s, most_rows=most_rows, most_waiting=most_waiting, clock=clock
-        )
+        lane = partial(Lane, cores, version.name, row_s=row_s, most_rows=most_rows, most_waiting=most_waiting)
         self._predictions: Lane[Sequence[Message], list[Message]] = lane(self._predict)
         self._runs: Lane[tuple[Arrays, Sequence[str]], Arrays] = lane(self._compute)
 
