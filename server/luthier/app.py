@@ -76,7 +76,9 @@ class App:
             log.error("plugin failed", plugin=failure.plugin, why=failure.reason)
         self._registry = Registry(self._database)
         self._operations = Operations(self._database)
-        self._pool = ModelPool(self._registry, self._store, self._plugins, settings.serve_device)
+        self._pool = ModelPool(
+            self._registry, self._store, self._plugins, settings.serve_device, settings.serve_memory_mb
+        )
         self._revisions = Revisions(self._database, settings.poll_s, self._pool.refresh)
         self._supervisor = Supervisor(settings, self._operations, self._store)
         self._housekeeping = Housekeeping(self._registry, self._operations, self._store, settings.keep_operations_days)
@@ -162,6 +164,7 @@ class App:
         self._housekeeping.stop()
         self._supervisor.stop()
         self._revisions.stop()
+        self._pool.close()
         stopped.wait()
         for pool in (self._predictions, self._control, self._streams):
             pool.shutdown()
