@@ -37,5 +37,5 @@ stubs "$acme" "$root/$acme"
 mkdir -p "$root/build"
 compile protos --include_imports --include_source_info --descriptor_set_out="$root/build/protos.binpb"
 # The folders of stubs are ordinary packages with nothing in them.
-find "$root/server/luthier/v1" "$root/server/luthier/tasks" "$root/$acme/acme_regression/v1" \
+find "$root/server/luthier/v1" "$root/server/luthier/tasks" "$root/server/luthier/oip" "$root/$acme/acme_regression/v1" \
     -type d ! -name __pycache__ -exec touch {}/__init__.py \;

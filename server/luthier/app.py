@@ -19,10 +19,14 @@ from luthier.bases import Catalogue
 from luthier.database import Database
 from luthier.errors import StoreUnavailable
 from luthier.housekeeping import Housekeeping
+from luthier.inference.lanes import Cores
 from luthier.inference.pool import ModelPool
+from luthier.inference.threads import Threads
+from luthier.oip.v2 import open_inference_pb2_grpc
 from luthier.operations import Operations
 from luthier.registry import Registry
 from luthier.revisions import Revisions
+from luthier.services.admission import Admission
 from luthier.services.bases import BaseService
 from luthier.services.batch_predictions import BatchPredictionService
 from luthier.services.binding import PooledServer
@@ -30,6 +34,7 @@ from luthier.services.datasets import DatasetService
 from luthier.services.evaluations import EvaluationService
 from luthier.services.interceptor import ErrorInterceptor
 from luthier.services.models import ModelService
+from luthier.services.open_inference import OpenInferenceService
 from luthier.services.operations import LongRunningService, OperationService
 from luthier.services.prediction import PredictionService, typed_handler
 from luthier.services.tasks import TaskService
@@ -58,6 +63,10 @@ _OPTIONS = {
 }
 
 
+_DOOR = 16
+"""How many times more calls may wait for a thread, of all models, than may wait for one model."""
+
+
 class CannotListen(Exception):
     """The address is taken by another process, or none of this machine."""
 
@@ -76,8 +85,16 @@ class App:
             log.error("plugin failed", plugin=failure.plugin, why=failure.reason)
         self._registry = Registry(self._database)
         self._operations = Operations(self._database)
+        count = settings.prediction_threads
+        self._predictions = Threads(count, most=count + settings.stream_threads)
         self._pool = ModelPool(
-            self._registry, self._store, self._plugins, settings.serve_device, settings.serve_memory_mb
+            self._registry,
+            self._store,
+            self._plugins,
+            Cores(count, self._predictions),
+            device=settings.serve_device,
+            most_waiting=settings.most_waiting,
+            memory_mb=settings.serve_memory_mb,
         )
         self._revisions = Revisions(self._database, settings.poll_s, self._pool.refresh)
         self._supervisor = Supervisor(settings, self._operations, self._store)
@@ -86,13 +103,14 @@ class App:
         self._health = health.HealthServicer(experimental_non_blocking=False)
         self._control = ThreadPoolExecutor(settings.control_threads, thread_name_prefix="control")
         self._streams = ThreadPoolExecutor(settings.stream_threads, thread_name_prefix="stream")
-        self._predictions = ThreadPoolExecutor(settings.prediction_threads, thread_name_prefix="prediction")
         self._server, self._names = self._bind()
 
     def _bind(self) -> tuple[grpc.Server, list[str]]:
         """The gRPC server with every service in its pool, and the services' names."""
         options = _OPTIONS | {"grpc.max_receive_message_length": self._settings.max_request_bytes}
-        server = grpc.server(self._predictions, interceptors=[ErrorInterceptor()], options=list(options.items()))
+        admission = Admission(self._predictions, self._control, _DOOR * self._settings.most_waiting)
+        interceptors = [ErrorInterceptor(), admission]
+        server = grpc.server(self._predictions, interceptors=interceptors, options=list(options.items()))
         pooled = PooledServer(server, self._control, self._streams)
         catalogue = Catalogue.load(self._settings.home / "bases.toml", self._database)
         registry, store, operations = self._registry, self._store, self._operations
@@ -117,8 +135,10 @@ class App:
             LongRunningService(operations, store, self._revisions), pooled
         )
         operation_pb2_grpc.add_OperationServiceServicer_to_server(OperationService(operations, self._revisions), pooled)
-        prediction_pb2_grpc.add_PredictionServiceServicer_to_server(
-            PredictionService(self._pool), PooledServer(server, self._predictions, self._streams)
+        predicting = PooledServer(server, None, self._streams)
+        prediction_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionService(self._pool), predicting)
+        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
+            OpenInferenceService(self._pool, self._is_ready), predicting
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, pooled)
         for task in self._plugins.tasks.values():
@@ -127,6 +147,7 @@ class App:
         names = [
             *(f"luthier.v1.{name}Service" for name in _SERVICES),
             "google.longrunning.Operations",
+            "inference.GRPCInferenceService",
             *(task.service.full_name for task in self._plugins.tasks.values()),
             health.SERVICE_NAME,
             reflection.SERVICE_NAME,
@@ -169,6 +190,10 @@ class App:
         for pool in (self._predictions, self._control, self._streams):
             pool.shutdown()
         self._database.close()
+
+    def _is_ready(self) -> bool:
+        answer = self._health.Check(health_pb2.HealthCheckRequest(), None)
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     def _set_health(self, status: int) -> None:
         for name in ("", *self._names):

@@ -43,6 +43,7 @@ class Settings(BaseSettings):
         ge=1,
         description="Threads that predict. Default: as many as cores.",
     )
+    most_waiting: int = Field(64, ge=1, description="Most predictions that may wait for one model; others are refused.")
     control_threads: int = Field(8, ge=1, description="Threads for calls that use the database, and for health.")
     stream_threads: int = Field(256, ge=1, description="Most streams (watches, uploads, downloads) open at once.")
     max_request_bytes: int = Field(16 * 2**20, ge=2**20, description="Largest message taken in.")

@@ -238,6 +238,7 @@ def test_reflection_lists_every_service(server: Server) -> None:
         "luthier.v1.OperationService",
         "google.longrunning.Operations",
         "grpc.health.v1.Health",
+        "inference.GRPCInferenceService",
         "grpc.reflection.v1alpha.ServerReflection",
         *(task.service for task in tasks),
     } == services

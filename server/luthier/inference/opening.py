@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import structlog
 
 from luthier import bundle
 from luthier.errors import FailedPrecondition, LuthierError
 from luthier.inference.predictor import Predictor, providers
+from luthier.inference.served import Served
 from luthier.logs import unexpected
 from luthier.plugins import Plugins
 from luthier.store import Store
@@ -18,24 +19,18 @@ from luthier.v1.model_pb2 import ModelVersion
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True)
-class Served:
-    """A version that is ready to predict."""
-
-    name: str
-    task: Task
-    predictor: Predictor
-
-
 class Opener:
     """Opens versions. Called from several threads at once."""
 
-    def __init__(self, store: Store, plugins: Plugins, device: str) -> None:
+    def __init__(
+        self, store: Store, plugins: Plugins, device: str, serve: Callable[[ModelVersion, Task, Predictor], Served]
+    ) -> None:
         """Raises FailedPrecondition where no model could compute on the device."""
         providers(device)
         self._store = store
         self._plugins = plugins
         self._device = device
+        self._serve = serve
 
     def open(self, version: ModelVersion) -> Served:
         """Raises DataLoss, FailedPrecondition or StoreUnavailable, with what a caller of the version is to read."""
@@ -55,4 +50,4 @@ class Opener:
             predictor.warm_up()
         except Exception as error:  # A graph may ask more of its inputs than to be ones. It serves as well, unwarmed.
             log.info("version not warmed up", version=version.name, why=type(error).__name__)
-        return Served(version.name, task, predictor)
+        return self._serve(version, task, predictor)

@@ -7,21 +7,22 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
 from luthier import names
 from luthier.errors import FailedPrecondition, LuthierError, NotFound, ResourceExhausted, StoreUnavailable
 from luthier.inference import memory
-from luthier.inference.opening import Opener, Served
+from luthier.inference.lanes import Cores
+from luthier.inference.opening import Opener
 from luthier.inference.residents import WAIT_S, Key, Loaded, Resident, Residents
+from luthier.inference.served import Served
 from luthier.names import ModelReference
 from luthier.plugins import Plugins
 from luthier.registry import Registry
 from luthier.store import Store
 from luthier.v1.model_pb2 import ModelVersion
-
-__all__ = ["Loaded", "ModelPool", "Served"]
 
 log = structlog.get_logger()
 
@@ -59,16 +60,25 @@ class ModelPool:
     """
 
     def __init__(
-        self, registry: Registry, store: Store, plugins: Plugins, device: str = "cpu", memory_mb: int = 0
+        self,
+        registry: Registry,
+        store: Store,
+        plugins: Plugins,
+        cores: Cores,
+        *,
+        device: str,
+        most_waiting: int,
+        memory_mb: int = 0,
     ) -> None:
         """`memory_mb` is for all that the process holds; 0: no limit.
 
         Raises FailedPrecondition where no model could compute on the device, or memory is short without any.
         """
         self._registry = registry
-        self._opener = Opener(store, plugins, device)
+        self._threads = cores.threads
         self._budget = memory_mb * 2**20
-        self._residents = Residents(self._opener.open, self._budget)
+        opener = Opener(store, plugins, device, partial(Served, cores=cores, most_waiting=most_waiting))
+        self._residents = Residents(opener.open, self._budget)
         self._snapshot = _Snapshot(0, {}, {})
         self._loading = threading.Lock()
         self._unloaded: frozenset[Key] = frozenset()
@@ -93,8 +103,9 @@ class ModelPool:
         found = self._residents.get(key)
         if found is None:
             self._check(key)
-            with self._loading:
-                # Asked again: an alias may have moved while this call waited.
+            # A call that waits leaves its turn to those whose models are in memory.
+            with self._threads.aside(), self._loading:
+                # Asked again: an alias may have moved meanwhile.
                 found = self._load(self._snapshot.key(wanted), asked=bool(wanted.number))
         found.used = time.monotonic()
         return found.served

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime as ort
 from google.protobuf.message import Message
+from onnxruntime.capi import onnxruntime_pybind11_state
 
 from luthier.errors import FailedPrecondition
+from luthier.inference.tensors import Tensor
 from luthier.task import MODEL_FILE, Task
 
 CUDA = "CUDAExecutionProvider"
 
-_TYPES: dict[str, npt.DTypeLike] = {
-    "tensor(bool)": np.bool_,
-    "tensor(double)": np.float64,
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(int32)": np.int32,
-    "tensor(int64)": np.int64,
-    "tensor(int8)": np.int8,
-    "tensor(uint8)": np.uint8,
-}
+CANNOT_COMPUTE = (onnxruntime_pybind11_state.InvalidArgument, onnxruntime_pybind11_state.RuntimeException)
+"""What onnxruntime raises where a graph meets values that it was not made for: an index beyond a table's end, say."""
 
 
 def session_options(threads: int = 1) -> ort.SessionOptions:
@@ -61,41 +54,35 @@ class Predictor:
     def __init__(self, task: Task, directory: Path, threads: int = 1, device: str = "cpu") -> None:
         """Raises FailedPrecondition where it cannot compute on the device."""
         self.task = task
+        self.is_on_cpu = device == "cpu"
         self._codec = task.open(directory)
         wanted = providers(device)
         self._session = ort.InferenceSession(directory / MODEL_FILE, session_options(threads), providers=wanted)
         # Where CUDA's own libraries are amiss, onnxruntime goes on with the CPU.
         if len(self._session.get_providers()) < len(wanted):
             raise FailedPrecondition(f"onnxruntime cannot compute on {device}; its message in the log says why")
-        self._outputs = [output.name for output in self._session.get_outputs()]
+        self.inputs = [Tensor.of_graph(each) for each in self._session.get_inputs()]
+        self.outputs = [Tensor.of_graph(each) for each in self._session.get_outputs()]
+        self._names = [output.name for output in self.outputs]
 
     def warm_up(self) -> None:
         """Runs the graph once on one row of ones, so that the first call finds its buffers and plans made.
 
         Ones suit more graphs than zeros: they are places that tables of two rows have, and nothing is divided by 0.
-        Raises whatever onnxruntime raises where they do not suit, and KeyError for types that no codec makes.
+        Raises whatever onnxruntime raises where they do not suit.
         """
-        self._session.run(
-            self._outputs,
-            {
-                one.name: np.ones([side if isinstance(side, int) else 1 for side in one.shape], _TYPES[one.type])
-                for one in self._session.get_inputs()
-            },
-        )
+        ones = {each.name: np.ones([1 if n < 0 else n for n in each.shape], each.dtype) for each in self.inputs}
+        self.compute(ones, self._names)
 
     def predict(self, instances: Sequence[Message]) -> list[Message]:
         """Returns one prediction for each instance; raises InvalidArgument with every bad field."""
-        inputs = self._codec.encode(instances)
-        slices = list(_slices(inputs, self._codec.max_rows))
-        results = [self._session.run(self._outputs, rows) for rows in slices]
-        outputs = results[0] if len(results) == 1 else [np.concatenate(parts) for parts in zip(*results, strict=True)]
-        return self._codec.decode(dict(zip(self._outputs, outputs, strict=True)), instances)
+        return self._codec.decode(self.compute(self._codec.encode(instances), self._names), instances)
 
-
-def _slices(inputs: Mapping[str, np.ndarray], size: int) -> Iterator[Mapping[str, np.ndarray]]:
-    """Inputs by so many rows at once, or as they are where they have no more, or `size` is 0."""
-    if not size or (count := len(next(iter(inputs.values())))) <= size:
-        yield inputs
-        return
-    for start in range(0, count, size):
-        yield {name: values[start : start + size] for name, values in inputs.items()}
+    def compute(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
+        """Runs the graph alone: its inputs by name to those of its outputs that are named."""
+        size, count = self._codec.max_rows, len(next(iter(inputs.values())))
+        if not size or count <= size:
+            return dict(zip(outputs, self._session.run(outputs, inputs), strict=True))
+        slices = [{name: rows[i : i + size] for name, rows in inputs.items()} for i in range(0, count, size)]
+        parts = zip(*(self._session.run(outputs, each) for each in slices), strict=True)
+        return {name: np.concatenate(each) for name, each in zip(outputs, parts, strict=True)}

@@ -12,7 +12,7 @@ import structlog
 
 from luthier.errors import LuthierError, ResourceExhausted
 from luthier.inference import memory
-from luthier.inference.opening import Served
+from luthier.inference.served import Served
 from luthier.task import MODEL_FILE
 from luthier.v1.model_pb2 import ModelVersion
 

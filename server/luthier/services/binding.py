@@ -20,10 +20,11 @@ _KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 class PooledServer:
     """A server to add servicers to, whose unary calls then run in `control` and whose streams in `streams`.
 
-    Without it they would share the server's own threads, which are for predictions alone.
+    Without it they would share the server's own threads, which are for predictions alone; so do unary calls without a
+    `control`.
     """
 
-    def __init__(self, server: grpc.Server, control: ThreadPoolExecutor, streams: ThreadPoolExecutor) -> None:
+    def __init__(self, server: grpc.Server, control: ThreadPoolExecutor | None, streams: ThreadPoolExecutor) -> None:
         self._server = server
         self._control = control
         self._streams = streams
@@ -40,7 +41,7 @@ class _Pooled(grpc.GenericRpcHandler):
     """A handler whose methods are bound to pools as they are first called."""
 
     def __init__(
-        self, handler: grpc.GenericRpcHandler, control: ThreadPoolExecutor, streams: ThreadPoolExecutor
+        self, handler: grpc.GenericRpcHandler, control: ThreadPoolExecutor | None, streams: ThreadPoolExecutor
     ) -> None:
         self._handler = handler
         self._control = control
@@ -59,7 +60,8 @@ class _Pooled(grpc.GenericRpcHandler):
 
     def _bind(self, name: str, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
         long = handler.request_streaming or handler.response_streaming or name in _LONG
-        return with_behavior(handler, in_pool(behavior_of(handler), self._streams if long else self._control))
+        pool = self._streams if long else self._control
+        return with_behavior(handler, in_pool(behavior_of(handler), pool)) if pool else handler
 
 
 def in_pool(behavior: Behavior, pool: ThreadPoolExecutor) -> Behavior:

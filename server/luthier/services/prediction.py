@@ -9,7 +9,9 @@ from google.protobuf.any_pb2 import Any
 from google.protobuf.message import DecodeError, Message
 
 from luthier.errors import FailedPrecondition, InvalidArgument
-from luthier.inference.pool import ModelPool, Served
+from luthier.inference.lanes import Caller
+from luthier.inference.pool import ModelPool
+from luthier.inference.served import Served
 from luthier.services.binding import Behavior
 from luthier.task import Method, Task
 from luthier.v1 import prediction_pb2, prediction_pb2_grpc
@@ -30,7 +32,7 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):
         """Predicts for the instances of a request."""
         served = self._pool.get(request.model)
         response = prediction_pb2.PredictResponse(model_version=served.name)
-        for prediction in _predict(served, unpack(served.task, request.instances)):
+        for prediction in _predict(served, unpack(served.task, request.instances), context):
             response.predictions.add().Pack(prediction)
         return response
 
@@ -47,7 +49,7 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):
         """Predicts for one instance and draws it."""
         served = self._pool.get(request.model)
         [instance] = unpack(served.task, [request.instance])
-        [prediction] = _predict(served, [instance])
+        [prediction] = _predict(served, [instance], context)
         picture = served.task.render(instance, prediction)
         if picture is None:
             raise FailedPrecondition(f"the task {served.task.id} draws no pictures of its predictions")
@@ -83,7 +85,7 @@ def typed_behavior(pool: ModelPool, task: Task, method: Method) -> Behavior:
         served = pool.get(request.model)  # type: ignore[attr-defined]
         if served.task.id != task.id:
             raise InvalidArgument({"model": f"{served.name} is of the task {served.task.id}, not {task.id}"})
-        predictions = _predict(served, request.instances)  # type: ignore[attr-defined]
+        predictions = _predict(served, request.instances, context)  # type: ignore[attr-defined]
         return method.response(model_version=served.name, predictions=predictions)
 
     return predict
@@ -102,9 +104,14 @@ def typed_handler(pool: ModelPool, task: Task) -> grpc.GenericRpcHandler:
     return grpc.method_handlers_generic_handler(task.service.full_name, handlers)
 
 
-def _predict(served: Served, instances: Sequence[Message]) -> list[Message]:
+def caller_of(context: grpc.ServicerContext) -> Caller:
+    """Who waits for the answer to a call."""
+    return Caller(context.time_remaining(), context.is_active)
+
+
+def _predict(served: Served, instances: Sequence[Message], context: grpc.ServicerContext) -> list[Message]:
     if not instances:
         raise InvalidArgument({"instances": "there are none"})
     if len(instances) > MOST_INSTANCES:
         raise InvalidArgument({"instances": f"{len(instances)} in one call; at most {MOST_INSTANCES} are taken"})
-    return served.predictor.predict(instances)
+    return served.predict(instances, caller_of(context))

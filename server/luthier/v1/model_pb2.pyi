@@ -174,6 +174,7 @@ class ModelVersion(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     SERVABLE_FIELD_NUMBER: _builtins.int
     VARIANTS_FIELD_NUMBER: _builtins.int
+    SERVING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`models/{model}/versions/{number}`."""
     task: _builtins.str
@@ -222,6 +223,10 @@ class ModelVersion(_message.Message):
     def variants(self) -> _containers.RepeatedCompositeFieldContainer[Global___Variant]:
         """What was made at export, measured side by side; exactly one of them is served. The metrics above are that one's."""
 
+    @_builtins.property
+    def serving(self) -> Global___Serving:
+        """How it is best computed, by a measurement at its publication. Not set where nobody has measured."""
+
     def __init__(
         self,
         *,
@@ -241,14 +246,67 @@ class ModelVersion(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         servable: _builtins.bool = ...,
         variants: _abc.Iterable[Global___Variant] | None = ...,
+        serving: Global___Serving | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "create_time", b"create_time", "parity", b"parity"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "create_time", b"create_time", "parity", b"parity", "serving", b"serving"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "config", b"config", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "dataset_version", b"dataset_version", "digest", b"digest", "files", b"files", "metrics", b"metrics", "name", b"name", "packages", b"packages", "parity", b"parity", "seed", b"seed", "servable", b"servable", "task", b"task", "training", b"training", "variants", b"variants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "config", b"config", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "dataset_version", b"dataset_version", "digest", b"digest", "files", b"files", "metrics", b"metrics", "name", b"name", "packages", b"packages", "parity", b"parity", "seed", b"seed", "servable", b"servable", "serving", b"serving", "task", b"task", "training", b"training", "variants", b"variants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelVersion: _TypeAlias = ModelVersion  # noqa: Y015
+
+@_typing.final
+class Serving(_message.Message):
+    """How a version is computed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Timing(_message.Message):
+        """How long so many instances took together."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        ROWS_FIELD_NUMBER: _builtins.int
+        MILLISECONDS_FIELD_NUMBER: _builtins.int
+        rows: _builtins.int
+        """Instances."""
+        milliseconds: _builtins.float
+        """Median milliseconds on one thread, from raw input to final prediction, on the machine that made the version."""
+        def __init__(
+            self,
+            *,
+            rows: _builtins.int = ...,
+            milliseconds: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["milliseconds", b"milliseconds", "rows", b"rows"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    MOST_ROWS_FIELD_NUMBER: _builtins.int
+    TIMINGS_FIELD_NUMBER: _builtins.int
+    most_rows: _builtins.int
+    """Calls that wait at the same moment are computed together up to so many instances; 1: each alone, which was no slower."""
+    @_builtins.property
+    def timings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Serving.Timing]:
+        """What this was decided by."""
+
+    def __init__(
+        self,
+        *,
+        most_rows: _builtins.int = ...,
+        timings: _abc.Iterable[Global___Serving.Timing] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["most_rows", b"most_rows", "timings", b"timings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Serving: _TypeAlias = Serving  # noqa: Y015
 
 @_typing.final
 class Variant(_message.Message):

@@ -60,6 +60,7 @@ def work(job: Job) -> Publish:
         packages=outcome.packages,
         servable=True,
         variants=measured,
+        serving=variants.measure(task, served.directory, task.instances(examples)),
     )
     _seal(job, task, version, config, judged, served.directory)
     job.check()

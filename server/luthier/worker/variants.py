@@ -39,6 +39,16 @@ TIMED_INSTANCES = 50
 WARM_UP = 5
 """How many of them are predicted before, not timed."""
 
+TOGETHER = (1, 2, 4, 8, 16, 32)
+"""Numbers of instances that are timed together."""
+TIMED_TURNS = 5
+LONGEST_S = 0.5
+"""More instances are not tried once so many take this long together: nobody is to wait longer for others."""
+LEAST_GAIN = 0.15
+"""Share of an instance's time that has to be saved by computing it together with others."""
+LEAST_GAIN_MS = 0.1
+"""And the time: putting calls together and waking them takes about as long."""
+
 
 @dataclass(frozen=True)
 class Form:
@@ -135,3 +145,31 @@ def latencies(task: Task, bundles: Sequence[Path], instances: Sequence[Message])
             predictor.predict([instance])
             taken.append(time.perf_counter() - started)
     return [statistics.median(taken[-len(timed) :]) * 1000 for taken in seconds]
+
+
+def measure(task: Task, directory: Path, instances: Sequence[Message]) -> model_pb2.Serving:
+    """Times several instances at once, and settles how many calls are put together."""
+    predictor = Predictor(task, directory)
+    predictor.predict(instances[:1])
+    timings = []
+    for rows in TOGETHER:
+        taken = []
+        for turn in range(TIMED_TURNS):
+            first = turn * rows
+            together = [instances[(first + i) % len(instances)] for i in range(rows)]
+            started = time.perf_counter()
+            predictor.predict(together)
+            taken.append(time.perf_counter() - started)
+        median_s = statistics.median(taken)
+        timings.append(model_pb2.Serving.Timing(rows=rows, milliseconds=median_s * 1000))
+        if median_s > LONGEST_S:
+            break
+    return model_pb2.Serving(most_rows=most_rows(timings), timings=timings)
+
+
+def most_rows(timings: Sequence[model_pb2.Serving.Timing]) -> int:
+    """The number of instances that are quickest together, each; 1 where that saves too little to be worth it."""
+    alone = timings[0].milliseconds
+    best = min(timings, key=lambda timing: timing.milliseconds / timing.rows)
+    saved = alone - best.milliseconds / best.rows
+    return best.rows if saved > max(LEAST_GAIN_MS, LEAST_GAIN * alone) else 1

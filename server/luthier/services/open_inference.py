@@ -1,0 +1,196 @@
+"""The Open Inference Protocol, and the calls of Triton's that its client tools make, over the same models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import version
+
+import grpc
+
+from luthier import names
+from luthier.errors import InvalidArgument, LuthierError
+from luthier.inference import tensors
+from luthier.inference.faces import Face
+from luthier.inference.lanes import Caller
+from luthier.inference.pool import ModelPool
+from luthier.inference.served import Served
+from luthier.inference.tensors import Tensor
+from luthier.logs import unexpected
+from luthier.oip.v2 import open_inference_pb2 as pb
+from luthier.oip.v2 import open_inference_pb2_grpc
+from luthier.services.prediction import MOST_INSTANCES, caller_of
+
+INSTANCES = ".instances"
+"""What follows a model's name for the fields of its task's messages instead of the tensors of its graph."""
+
+EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "schedule_policy", "statistics")
+"""Those of Triton's extensions of the protocol that are spoken."""
+
+_SEQUENCES = ("sequence_id", "sequence_start", "sequence_end")
+
+
+class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
+    """Tensors in, tensors out."""
+
+    def __init__(self, pool: ModelPool, is_ready: Callable[[], bool]) -> None:
+        """`is_ready` says whether the server takes predictions."""
+        self._pool = pool
+        self._is_ready = is_ready
+
+    def ServerLive(self, request: pb.ServerLiveRequest, context: grpc.ServicerContext) -> pb.ServerLiveResponse:
+        """True, where anybody hears it."""
+        return pb.ServerLiveResponse(live=True)
+
+    def ServerReady(self, request: pb.ServerReadyRequest, context: grpc.ServicerContext) -> pb.ServerReadyResponse:
+        """What Health says."""
+        return pb.ServerReadyResponse(ready=self._is_ready())
+
+    def ModelReady(self, request: pb.ModelReadyRequest, context: grpc.ServicerContext) -> pb.ModelReadyResponse:
+        """Whether a model can be asked for; one that does not exist cannot."""
+        try:
+            self._find(request.name, request.version)
+        except InvalidArgument:
+            raise
+        except LuthierError:
+            return pb.ModelReadyResponse(ready=False)
+        return pb.ModelReadyResponse(ready=True)
+
+    def ServerMetadata(
+        self, request: pb.ServerMetadataRequest, context: grpc.ServicerContext
+    ) -> pb.ServerMetadataResponse:
+        """Which server this is."""
+        return pb.ServerMetadataResponse(name="luthier", version=version("luthier"), extensions=EXTENSIONS)
+
+    def ModelMetadata(
+        self, request: pb.ModelMetadataRequest, context: grpc.ServicerContext
+    ) -> pb.ModelMetadataResponse:
+        """What a model takes and gives."""
+        served, face = self._find(request.name, request.version)
+        return pb.ModelMetadataResponse(
+            name=request.name,
+            versions=[_number(served)],
+            platform=face.platform,
+            inputs=map(_metadata, face.inputs.values()),
+            outputs=map(_metadata, face.outputs.values()),
+        )
+
+    def ModelConfig(self, request: pb.ModelConfigRequest, context: grpc.ServicerContext) -> pb.ModelConfigResponse:
+        """The same as Triton's tools read it."""
+        _, face = self._find(request.name, request.version)
+        config = pb.ModelConfig(
+            name=request.name,
+            platform=face.platform,
+            backend="onnxruntime",
+            max_batch_size=MOST_INSTANCES,
+            input=[
+                pb.ModelInput(name=t.name, data_type=t.number, dims=t.shape[1:], optional=t.optional)
+                for t in face.inputs.values()
+            ],
+            output=[pb.ModelOutput(name=t.name, data_type=t.number, dims=t.shape[1:]) for t in face.outputs.values()],
+            model_transaction_policy=pb.ModelTransactionPolicy(decoupled=False),
+        )
+        return pb.ModelConfigResponse(config=config)
+
+    def ModelInfer(self, request: pb.ModelInferRequest, context: grpc.ServicerContext) -> pb.ModelInferResponse:
+        """Computes what is wanted."""
+        if unsuited := [name for name in _SEQUENCES if name in request.parameters]:
+            raise InvalidArgument(
+                {f"parameters.{name}": "no model keeps a state between requests" for name in unsuited}
+            )
+        served, face = self._find(request.model_name, request.model_version)
+        caller = _caller(request, context)
+        arrays = tensors.read(request, face.inputs)
+        wanted = _wanted(request, face.outputs)
+        rows = len(next(iter(arrays.values()), ()))
+        if not 0 < rows <= MOST_INSTANCES:
+            raise InvalidArgument({"inputs": f"{rows} rows in one request; from 1 to {MOST_INSTANCES} are taken"})
+        found = face.infer(arrays, wanted, caller)
+        response = pb.ModelInferResponse(model_name=request.model_name, model_version=_number(served), id=request.id)
+        raw = bool(request.raw_input_contents)
+        for name in wanted:
+            tensors.write(response, face.outputs[name], found[name], raw)
+        return response
+
+    def ModelStreamInfer(
+        self, request: Iterator[pb.ModelInferRequest], context: grpc.ServicerContext
+    ) -> Iterator[pb.ModelStreamInferResponse]:
+        """Answers requests in order; what one of them fails by is its answer."""
+        for one in request:
+            try:
+                answer = self.ModelInfer(one, context)
+            except LuthierError as error:
+                yield pb.ModelStreamInferResponse(error_message=error.message, infer_response=_only_id(one))
+            except Exception as error:
+                message = unexpected(error, "ModelStreamInfer").message
+                yield pb.ModelStreamInferResponse(error_message=message, infer_response=_only_id(one))
+            else:
+                answer.parameters["triton_final_response"].bool_param = True
+                yield pb.ModelStreamInferResponse(infer_response=answer)
+
+    def ModelStatistics(
+        self, request: pb.ModelStatisticsRequest, context: grpc.ServicerContext
+    ) -> pb.ModelStatisticsResponse:
+        """Counts and times since the versions were loaded."""
+        raise NotImplementedError
+
+    def RepositoryIndex(
+        self, request: pb.RepositoryIndexRequest, context: grpc.ServicerContext
+    ) -> pb.RepositoryIndexResponse:
+        """Every version."""
+        raise NotImplementedError
+
+    def RepositoryModelLoad(
+        self, request: pb.RepositoryModelLoadRequest, context: grpc.ServicerContext
+    ) -> pb.RepositoryModelLoadResponse:
+        """Loads."""
+        raise NotImplementedError
+
+    def RepositoryModelUnload(
+        self, request: pb.RepositoryModelUnloadRequest, context: grpc.ServicerContext
+    ) -> pb.RepositoryModelUnloadResponse:
+        """Unloads."""
+        raise NotImplementedError
+
+    def _find(self, name: str, number: str) -> tuple[Served, Face]:
+        """The model of a name and a version that may be empty, and the side of it that is asked for."""
+        model = name.removesuffix(INSTANCES)
+        if number:
+            model = f"{names.check_id(model, 'model_name')}/{number}"
+        served = self._pool.get(model)
+        return served, served.instances if name.endswith(INSTANCES) else served.graph
+
+
+def _number(served: Served) -> str:
+    return served.name.rpartition("/")[2]
+
+
+def _caller(request: pb.ModelInferRequest, context: grpc.ServicerContext) -> Caller:
+    """Who waits, for no longer than the request says."""
+    caller = caller_of(context)
+    if "timeout" not in request.parameters:
+        return caller
+    timeout_s = request.parameters["timeout"].int64_param / 1e6
+    return Caller(min(timeout_s, caller.remaining_s or timeout_s), caller.is_there)
+
+
+def _metadata(tensor: Tensor) -> pb.ModelMetadataResponse.TensorMetadata:
+    return pb.ModelMetadataResponse.TensorMetadata(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+
+
+def _wanted(request: pb.ModelInferRequest, outputs: Mapping[str, Tensor]) -> Sequence[str]:
+    """The outputs that a request names, all where it names none."""
+    if not request.outputs:
+        return list(outputs)
+    violations = {}
+    for one in request.outputs:
+        if one.name not in outputs:
+            violations[f"outputs.{one.name}"] = f"is not known; the model gives {', '.join(outputs)}"
+        elif one.parameters:
+            violations[f"outputs.{one.name}"] = f"has the parameter {min(one.parameters)}, which is not taken"
+    if violations:
+        raise InvalidArgument(violations)
+    return [one.name for one in request.outputs]
+
+
+def _only_id(request: pb.ModelInferRequest) -> pb.ModelInferResponse:
+    return pb.ModelInferResponse(model_name=request.model_name, model_version=request.model_version, id=request.id)
