@@ -94,6 +94,7 @@ class App:
             Cores(count, self._predictions),
             device=settings.serve_device,
             most_waiting=settings.most_waiting,
+            memory_mb=settings.serve_memory_mb,
         )
         self._revisions = Revisions(self._database, settings.poll_s, self._pool.refresh)
         self._supervisor = Supervisor(settings, self._operations, self._store)
@@ -184,6 +185,7 @@ class App:
         self._housekeeping.stop()
         self._supervisor.stop()
         self._revisions.stop()
+        self._pool.close()
         stopped.wait()
         for pool in (self._predictions, self._control, self._streams):
             pool.shutdown()

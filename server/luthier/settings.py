@@ -51,6 +51,9 @@ class Settings(BaseSettings):
     jobs: int = Field(1, ge=0, description="Other operations run at once by this process; 0: none.")
     train_device: str = Field("cpu", description="Where this process's trainings compute: cpu, cuda, or cuda:1.")
     serve_device: str = Field("cpu", description="Where predictions compute: cpu, cuda, or cuda:1.")
+    serve_memory_mb: int = Field(
+        0, ge=0, description="Most MB that the serving process is to hold, models and all else; 0: no limit."
+    )
     lease_s: float = Field(
         15.0, gt=0, description="Seconds after which a silent worker's operation is given to another."
     )

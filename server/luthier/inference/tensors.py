@@ -75,6 +75,11 @@ class Tensor:
         return cls(argument.name, datatype, tuple(n if isinstance(n, int) else -1 for n in argument.shape))
 
     @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of its elements in an array."""
+        return _DATATYPES[self.datatype].dtype
+
+    @property
     def number(self) -> pb.DataType.ValueType:
         """The datatype in Triton's configuration."""
         return _DATATYPES[self.datatype].number

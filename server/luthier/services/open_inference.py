@@ -136,20 +136,33 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
     def RepositoryIndex(
         self, request: pb.RepositoryIndexRequest, context: grpc.ServicerContext
     ) -> pb.RepositoryIndexResponse:
-        """Every version."""
-        raise NotImplementedError
+        """Every version: READY where a call for it is answered, if by loading it first."""
+        _check_repository(request.repository_name)
+        response = pb.RepositoryIndexResponse()
+        for (model, number), reason in self._pool.index().items():
+            if not (reason and request.ready):
+                state = "UNAVAILABLE" if reason else "READY"
+                response.models.add(name=model, version=str(number), state=state, reason=reason)
+        return response
 
     def RepositoryModelLoad(
         self, request: pb.RepositoryModelLoadRequest, context: grpc.ServicerContext
     ) -> pb.RepositoryModelLoadResponse:
-        """Loads."""
-        raise NotImplementedError
+        """Loads what a name means."""
+        _check_repository(request.repository_name)
+        if request.parameters:
+            why = "cannot be overridden; only bundles that were published are served"
+            raise InvalidArgument({f"parameters.{name}": why for name in sorted(request.parameters)})
+        self._pool.load(request.model_name.removesuffix(INSTANCES))
+        return pb.RepositoryModelLoadResponse()
 
     def RepositoryModelUnload(
         self, request: pb.RepositoryModelUnloadRequest, context: grpc.ServicerContext
     ) -> pb.RepositoryModelUnloadResponse:
-        """Unloads."""
-        raise NotImplementedError
+        """Takes what a name means out of memory."""
+        _check_repository(request.repository_name)
+        self._pool.unload(request.model_name.removesuffix(INSTANCES))
+        return pb.RepositoryModelUnloadResponse()
 
     def _find(self, name: str, number: str) -> tuple[Served, Face]:
         """The model of a name and a version that may be empty, and the side of it that is asked for."""
@@ -158,6 +171,11 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
             model = f"{names.check_id(model, 'model_name')}/{number}"
         served = self._pool.get(model)
         return served, served.instances if name.endswith(INSTANCES) else served.graph
+
+
+def _check_repository(name: str) -> None:
+    if name:
+        raise InvalidArgument({"repository_name": f"there is no repository {name!r}; leave it out"})
 
 
 def _number(served: Served) -> str:
