@@ -222,7 +222,7 @@ def test_memory_descriptors_and_threads_stay_as_they_are(home: Path, minutes: fl
                 for call in calls:
                     call.result()
 
-        load(8)
+        load(25)
         before = resident_mb(server), descriptors_of(server), threads_of(server)
         load(60 * minutes)
         assert resident_mb(server) - before[0] < max(1.0 * minutes, 2.0)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from luthier.errors import Cancelled, DeadlineExceeded, ResourceExhausted
+from luthier.inference.tally import Tally
 from luthier.inference.threads import Threads
 
 P = TypeVar("P")
@@ -39,7 +40,7 @@ ANYBODY = Caller()
 class _Call(Generic[P, R]):
     """A call that wants a core."""
 
-    __slots__ = ("batch", "caller", "deadline", "error", "key", "payload", "result", "rows", "turn")
+    __slots__ = ("batch", "began", "caller", "deadline", "error", "key", "payload", "result", "rows", "turn")
 
     def __init__(self, payload: P, rows: int, key: Hashable, caller: Caller) -> None:
         self.payload = payload
@@ -50,6 +51,8 @@ class _Call(Generic[P, R]):
         self.turn = threading.Lock()
         """Held until the call is answered or is to compute `batch`."""
         self.batch: list[_Call[P, R]] | None = None
+        self.began = 0.0
+        """When its computation began, by `time.perf_counter`."""
         self.result: R | None = None
         self.error: Exception | None = None
 
@@ -111,6 +114,7 @@ class Lane(Generic[P, R]):
         compute: Callable[[Sequence[P]], Sequence[R]],
         *,
         row_s: float,
+        tally: Tally,
         most_rows: int = 1,
         most_waiting: int = 64,
     ) -> None:
@@ -125,6 +129,7 @@ class Lane(Generic[P, R]):
         """Seconds for a row, of late: what the quickest tenth take, so that waiting for the interpreter is left out."""
         self._most_rows = most_rows
         self._most_waiting = most_waiting
+        self._tally = tally
         self._waiting: deque[_Call[P, R]] = deque()
 
     @property
@@ -139,13 +144,22 @@ class Lane(Generic[P, R]):
         ResourceExhausted where too many wait; DeadlineExceeded where the caller will not wait long enough, or has not;
         Cancelled where the caller has gone.
         """
-        if rows * self.row_s < AT_ONCE_S:
-            started = time.perf_counter()
-            [result] = self._compute([payload])
-            self._learn((time.perf_counter() - started) / rows)
-            return result
-        with self._cores.threads.aside():
-            return self._in_turn(_Call(payload, rows, key(), caller))
+        began = time.perf_counter()
+        try:
+            if rows * self.row_s < AT_ONCE_S:
+                [result] = self._compute([payload])
+                took_s, queue_s = time.perf_counter() - began, 0.0
+                self._learn(took_s / rows)
+            else:
+                call = _Call[P, R](payload, rows, key(), caller)
+                with self._cores.threads.aside():
+                    result = self._in_turn(call)
+                took_s, queue_s = time.perf_counter() - began, call.began - began
+        except Exception as error:
+            self._tally.failed(getattr(error, "reason", "INTERNAL"), time.perf_counter() - began)
+            raise
+        self._tally.answered(queue_s, took_s)
+        return result
 
     def next_batch(self) -> list[_Call[P, R]]:
         """The calls to compute next, out of the queue; none where nobody waits any more. With the lock held."""
@@ -204,13 +218,15 @@ class Lane(Generic[P, R]):
 
     def _lead(self, batch: list[_Call[P, R]]) -> R:
         """Computes calls on a core that was taken for them, and gives the core on."""
-        started = time.perf_counter()
+        began = time.perf_counter()
+        for call in batch:
+            call.began = began
         try:
             outcomes = self._outcomes(batch)
         finally:
             self._cores.give()
         if not any(error for _, error in outcomes):
-            self._learn((time.perf_counter() - started) / sum(call.rows for call in batch))
+            self._learn((time.perf_counter() - began) / sum(call.rows for call in batch))
         first, *others = zip(batch, outcomes, strict=True)
         for call, (result, error) in others:
             call.answer(result, error)

@@ -142,6 +142,11 @@ class ModelPool:
         """The versions in memory, in the order of their names."""
         return self._residents.loaded()
 
+    def served(self) -> list[Served]:
+        """The versions in memory, ready to predict, in the order of their names."""
+        found = (self._residents.get(key) for key in sorted(self._residents))
+        return [resident.served for resident in found if resident]
+
     def index(self) -> dict[Key, str]:
         """Every version, with why this process does not answer for it; empty where it does, if by loading it first."""
         found = {}

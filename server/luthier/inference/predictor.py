@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from google.protobuf.message import Message
 from onnxruntime.capi import onnxruntime_pybind11_state
 
 from luthier.errors import FailedPrecondition
+from luthier.inference.tally import Tally
 from luthier.inference.tensors import Tensor
 from luthier.task import MODEL_FILE, Task
 
@@ -54,6 +56,7 @@ class Predictor:
     def __init__(self, task: Task, directory: Path, threads: int = 1, device: str = "cpu") -> None:
         """Raises FailedPrecondition where it cannot compute on the device."""
         self.task = task
+        self.tally = Tally()
         self._codec = task.open(directory)
         wanted = providers(device)
         self._session = ort.InferenceSession(directory / MODEL_FILE, session_options(threads), providers=wanted)
@@ -75,10 +78,23 @@ class Predictor:
 
     def predict(self, instances: Sequence[Message]) -> list[Message]:
         """Returns one prediction for each instance; raises InvalidArgument with every bad field."""
-        return self._codec.decode(self.compute(self._codec.encode(instances), self._names), instances)
+        began = time.perf_counter()
+        inputs = self._codec.encode(instances)
+        encoded = time.perf_counter()
+        outputs = self._run(inputs, self._names)
+        ran = time.perf_counter()
+        predictions = self._codec.decode(outputs, instances)
+        self.tally.ran(len(instances), encoded - began, ran - encoded, time.perf_counter() - ran)
+        return predictions
 
     def compute(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
         """Runs the graph alone: its inputs by name to those of its outputs that are named."""
+        began = time.perf_counter()
+        found = self._run(inputs, outputs)
+        self.tally.ran(len(next(iter(inputs.values()))), 0.0, time.perf_counter() - began, 0.0)
+        return found
+
+    def _run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
         size, count = self._codec.max_rows, len(next(iter(inputs.values())))
         if not size or count <= size:
             return dict(zip(outputs, self._session.run(outputs, inputs), strict=True))

@@ -32,7 +32,16 @@ class Served:
         # One that was published before anybody measured is computed one call at a time.
         row_s = next((variant.latency_ms / 1000 for variant in version.variants if variant.served), 0.0)
         most_rows = version.serving.most_rows or 1
-        lane = partial(Lane, cores, version.name, row_s=row_s, most_rows=most_rows, most_waiting=most_waiting)
+        self.tally = predictor.tally
+        lane = partial(
+            Lane,
+            cores,
+            version.name,
+            row_s=row_s,
+            tally=self.tally,
+            most_rows=most_rows,
+            most_waiting=most_waiting,
+        )
         # Nothing below refers back to this: a version's memory is free with its last call, not with the collector's
         # next round.
         predictions: Lane[Sequence[Message], list[Message]] = lane(partial(_predict, predictor))

@@ -14,6 +14,7 @@ from luthier.inference.faces import Face
 from luthier.inference.lanes import Caller
 from luthier.inference.pool import ModelPool
 from luthier.inference.served import Served
+from luthier.inference.tally import Times
 from luthier.inference.tensors import Tensor
 from luthier.logs import unexpected
 from luthier.oip.v2 import open_inference_pb2 as pb
@@ -131,7 +132,8 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
         self, request: pb.ModelStatisticsRequest, context: grpc.ServicerContext
     ) -> pb.ModelStatisticsResponse:
         """Counts and times since the versions were loaded."""
-        raise NotImplementedError
+        found = [self._find(request.name, request.version)[0]] if request.name else self._pool.served()
+        return pb.ModelStatisticsResponse(model_stats=map(_statistics, found))
 
     def RepositoryIndex(
         self, request: pb.RepositoryIndexRequest, context: grpc.ServicerContext
@@ -208,6 +210,47 @@ def _wanted(request: pb.ModelInferRequest, outputs: Mapping[str, Tensor]) -> Seq
     if violations:
         raise InvalidArgument(violations)
     return [one.name for one in request.outputs]
+
+
+def _statistics(served: Served) -> pb.ModelStatistics:
+    figures = served.tally.read()
+    _, model, _, number = served.name.split("/")
+    times = {name: _duration(getattr(figures, ours)) for name, ours in _TIMES.items()}
+    return pb.ModelStatistics(
+        name=model,
+        version=number,
+        last_inference=int(figures.last * 1000),
+        inference_count=figures.num_rows,
+        execution_count=figures.run.count,
+        inference_stats=pb.InferStatistics(**times),
+        batch_stats=[
+            pb.InferBatchStatistics(
+                batch_size=rows,
+                compute_input=pb.StatisticDuration(count=runs.count, ns=_ns(runs.encode_s)),
+                compute_infer=pb.StatisticDuration(count=runs.count, ns=_ns(runs.run_s)),
+                compute_output=pb.StatisticDuration(count=runs.count, ns=_ns(runs.decode_s)),
+            )
+            for rows, runs in sorted(figures.runs.items())
+        ],
+    )
+
+
+_TIMES = {
+    "success": "answered",
+    "fail": "failed",
+    "queue": "queue",
+    "compute_input": "encode",
+    "compute_infer": "run",
+    "compute_output": "decode",
+}
+
+
+def _duration(times: Times) -> pb.StatisticDuration:
+    return pb.StatisticDuration(count=times.count, ns=_ns(times.total_s))
+
+
+def _ns(seconds: float) -> int:
+    return round(seconds * 1e9)
 
 
 def _only_id(request: pb.ModelInferRequest) -> pb.ModelInferResponse:
