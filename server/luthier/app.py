@@ -22,7 +22,6 @@ from luthier.housekeeping import Housekeeping
 from luthier.inference.lanes import Cores
 from luthier.inference.pool import ModelPool
 from luthier.inference.threads import Threads
-from luthier.oip.v2 import open_inference_pb2_grpc
 from luthier.operations import Operations
 from luthier.registry import Registry
 from luthier.revisions import Revisions
@@ -137,9 +136,7 @@ class App:
         operation_pb2_grpc.add_OperationServiceServicer_to_server(OperationService(operations, self._revisions), pooled)
         predicting = PooledServer(server, None, self._streams)
         prediction_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionService(self._pool), predicting)
-        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
-            OpenInferenceService(self._pool, self._is_ready), predicting
-        )
+        predicting.add_generic_rpc_handlers([OpenInferenceService(self._pool, self._is_ready).handler()])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, pooled)
         for task in self._plugins.tasks.values():
             server.add_generic_rpc_handlers([typed_handler(self._pool, task)])

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given
+from hypothesis import strategies as st
 
 from luthier.errors import InvalidArgument
 from luthier.inference import tensors
@@ -12,6 +15,11 @@ from luthier.oip.v2 import open_inference_pb2 as pb
 
 ALL = ("BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP32", "FP64", "BYTES")
 VALUES = {"BOOL": [True, False, True], "BYTES": [b"", "träne".encode(), b"\0\xff"], "FP32": [0.5, -1.25, 3e8]}
+
+
+def read(request: pb.ModelInferRequest, *inputs: Tensor) -> dict[str, np.ndarray]:
+    """The arrays of a request to a model with such inputs."""
+    return tensors.read(tensors.Request(request, request.raw_input_contents), {one.name: one for one in inputs})
 
 
 def values(datatype: str) -> list[object]:
@@ -34,7 +42,7 @@ def echoed(datatype: str, raw: bool) -> pb.ModelInferRequest:
 def test_what_is_written_is_read(datatype: str, raw: bool) -> None:
     request = echoed(datatype, raw)
     assert bool(request.raw_input_contents) == raw
-    found = tensors.read(request, {"x": Tensor("x", datatype, (-1, 1))})["x"]
+    found = read(request, Tensor("x", datatype, (-1, 1)))["x"]
     assert found.shape == (3, 1)
     assert found.ravel().tolist() == values(datatype)
 
@@ -45,16 +53,16 @@ def test_half_floats_are_raw_alone() -> None:
     assert response.raw_output_contents == [b"\x00\x38\x00\x40"]
     request = pb.ModelInferRequest(raw_input_contents=response.raw_output_contents)
     request.inputs.add(name="x", datatype="FP16", shape=[2])
-    assert tensors.read(request, {"x": Tensor("x", "FP16", (-1,))})["x"].tolist() == [0.5, 2]
+    assert read(request, Tensor("x", "FP16", (-1,)))["x"].tolist() == [0.5, 2]
     del request.raw_input_contents[:]
     with pytest.raises(InvalidArgument, match="FP16, which has no typed contents; send it raw"):
-        tensors.read(request, {"x": Tensor("x", "FP16", (-1,))})
+        read(request, Tensor("x", "FP16", (-1,)))
 
 
 def test_raw_elements_are_not_copied() -> None:
     request = pb.ModelInferRequest(raw_input_contents=[bytes(12)])
     request.inputs.add(name="x", datatype="FP32", shape=[3])
-    found = tensors.read(request, {"x": Tensor("x", "FP32", (-1,))})["x"]
+    found = read(request, Tensor("x", "FP32", (-1,)))["x"]
     assert not found.flags.owndata
 
 
@@ -76,7 +84,7 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
         Tensor("not_needed", "BOOL", (-1,), optional=True),
     ]
     with pytest.raises(InvalidArgument) as refused:
-        tensors.read(request, {one.name: one for one in inputs})
+        read(request, *inputs)
     assert refused.value.violations == {
         "inputs.absent": "is missing",
         "inputs.wide": "has the shape [2, 4], not [-1, 3]",
@@ -103,7 +111,7 @@ def test_raw_bytes_of_another_length_are_refused(datatype: str, shape: list[int]
     request = pb.ModelInferRequest(raw_input_contents=[raw])
     request.inputs.add(name="x", datatype=datatype, shape=shape)
     with pytest.raises(InvalidArgument) as refused:
-        tensors.read(request, {"x": Tensor("x", datatype, (-1,))})
+        read(request, Tensor("x", datatype, (-1,)))
     assert refused.value.violations == {"inputs.x": why}
 
 
@@ -113,7 +121,44 @@ def test_rows_and_raw_contents_have_to_agree() -> None:
     request.inputs.add(name="b", datatype="BOOL", shape=[2]).contents.bool_contents.extend([True, True])
     inputs = [Tensor("a", "BOOL", (-1,)), Tensor("b", "BOOL", (-1,))]
     with pytest.raises(InvalidArgument, match="inputs: their first axes differ"):
-        tensors.read(request, {one.name: one for one in inputs})
+        read(request, *inputs)
     request.raw_input_contents.append(b"\1")
     with pytest.raises(InvalidArgument, match="raw_input_contents: 1 for 2 inputs; give them for all or for none"):
-        tensors.read(request, {one.name: one for one in inputs})
+        read(request, *inputs)
+
+
+def test_large_requests_are_taken_apart_without_a_copy() -> None:
+    first, second = bytes(range(256)) * 200, b"x" * 40_000
+    request = pb.ModelInferRequest(model_name="m", id="7", raw_input_contents=[first, b"", second])
+    request.inputs.add(name="a", datatype="UINT8", shape=[1])
+    # As another writer may order them: contents before and between what belongs to other fields, one field twice.
+    parts = [
+        pb.ModelInferRequest(raw_input_contents=[first]),
+        pb.ModelInferRequest(model_name="other", id="7"),
+        pb.ModelInferRequest(raw_input_contents=[b"", second]),
+        pb.ModelInferRequest(model_name="m", inputs=request.inputs),
+    ]
+    for data in (request.SerializeToString(), b"".join(part.SerializeToString() for part in parts)):
+        parsed = tensors.Request.parse(data)
+        assert [bytes(raw) for raw in parsed.raw] == [first, b"", second]
+        assert all(isinstance(raw, memoryview) and raw.obj is data for raw in parsed.raw)
+        assert not parsed.message.raw_input_contents
+        assert (parsed.message.model_name, parsed.message.id, parsed.message.inputs) == ("m", "7", request.inputs)
+
+
+@given(data=st.binary(max_size=60), place=st.integers(0, 3), cut=st.integers(0, 50_000))
+def test_any_bytes_are_parsed_as_protobuf_does(data: bytes, place: int, cut: int) -> None:
+    parts = [pb.ModelInferRequest(model_name="m", raw_input_contents=[bytes(40_000)]).SerializeToString(), data]
+    mixed = b"".join(parts[::-1] if place % 2 else parts)
+    mixed = mixed[: max(tensors._LARGE_BYTES, len(mixed) - cut)] if place > 1 else mixed
+    try:
+        plain = pb.ModelInferRequest.FromString(mixed)
+    except DecodeError:
+        with pytest.raises(DecodeError):
+            tensors.Request.parse(mixed)
+        return
+    parsed = tensors.Request.parse(mixed)
+    assert [bytes(raw) for raw in parsed.raw] == list(plain.raw_input_contents)
+    del parsed.message.raw_input_contents[:]
+    del plain.raw_input_contents[:]
+    assert parsed.message == plain

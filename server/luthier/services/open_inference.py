@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 
 import grpc
+from google.protobuf.message_factory import GetMessageClass
 
 from luthier import names
 from luthier.errors import InvalidArgument, LuthierError
@@ -15,10 +16,9 @@ from luthier.inference.lanes import Caller
 from luthier.inference.pool import ModelPool
 from luthier.inference.served import Served
 from luthier.inference.tally import Times
-from luthier.inference.tensors import Tensor
+from luthier.inference.tensors import Request, Tensor
 from luthier.logs import unexpected
 from luthier.oip.v2 import open_inference_pb2 as pb
-from luthier.oip.v2 import open_inference_pb2_grpc
 from luthier.services.prediction import MOST_INSTANCES, caller_of
 
 INSTANCES = ".instances"
@@ -27,10 +27,11 @@ INSTANCES = ".instances"
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "schedule_policy", "statistics")
 """Those of Triton's extensions of the protocol that are spoken."""
 
+_SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 _SEQUENCES = ("sequence_id", "sequence_start", "sequence_end")
 
 
-class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
+class OpenInferenceService:
     """Tensors in, tensors out."""
 
     def __init__(self, pool: ModelPool, is_ready: Callable[[], bool]) -> None:
@@ -92,38 +93,39 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
         )
         return pb.ModelConfigResponse(config=config)
 
-    def ModelInfer(self, request: pb.ModelInferRequest, context: grpc.ServicerContext) -> pb.ModelInferResponse:
+    def ModelInfer(self, request: Request, context: grpc.ServicerContext) -> pb.ModelInferResponse:
         """Computes what is wanted."""
-        if unsuited := [name for name in _SEQUENCES if name in request.parameters]:
+        message = request.message
+        if unsuited := [name for name in _SEQUENCES if name in message.parameters]:
             raise InvalidArgument(
                 {f"parameters.{name}": "no model keeps a state between requests" for name in unsuited}
             )
-        served, face = self._find(request.model_name, request.model_version)
-        caller = _caller(request, context)
+        served, face = self._find(message.model_name, message.model_version)
+        caller = _caller(message, context)
         arrays = tensors.read(request, face.inputs)
-        wanted = _wanted(request, face.outputs)
+        wanted = _wanted(message, face.outputs)
         rows = len(next(iter(arrays.values()), ()))
         if not 0 < rows <= MOST_INSTANCES:
             raise InvalidArgument({"inputs": f"{rows} rows in one request; from 1 to {MOST_INSTANCES} are taken"})
         found = face.infer(arrays, wanted, caller)
-        response = pb.ModelInferResponse(model_name=request.model_name, model_version=_number(served), id=request.id)
-        raw = bool(request.raw_input_contents)
+        response = pb.ModelInferResponse(model_name=message.model_name, model_version=_number(served), id=message.id)
+        raw = bool(request.raw)
         for name in wanted:
             tensors.write(response, face.outputs[name], found[name], raw)
         return response
 
     def ModelStreamInfer(
-        self, request: Iterator[pb.ModelInferRequest], context: grpc.ServicerContext
+        self, request: Iterator[Request], context: grpc.ServicerContext
     ) -> Iterator[pb.ModelStreamInferResponse]:
         """Answers requests in order; what one of them fails by is its answer."""
         for one in request:
             try:
                 answer = self.ModelInfer(one, context)
             except LuthierError as error:
-                yield pb.ModelStreamInferResponse(error_message=error.message, infer_response=_only_id(one))
+                yield pb.ModelStreamInferResponse(error_message=error.message, infer_response=_only_id(one.message))
             except Exception as error:
                 message = unexpected(error, "ModelStreamInfer").message
-                yield pb.ModelStreamInferResponse(error_message=message, infer_response=_only_id(one))
+                yield pb.ModelStreamInferResponse(error_message=message, infer_response=_only_id(one.message))
             else:
                 answer.parameters["triton_final_response"].bool_param = True
                 yield pb.ModelStreamInferResponse(infer_response=answer)
@@ -165,6 +167,19 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
         _check_repository(request.repository_name)
         self._pool.unload(request.model_name.removesuffix(INSTANCES))
         return pb.RepositoryModelUnloadResponse()
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """All methods. The generated binding is not used, since it would copy tensors."""
+        handlers = {}
+        for method in _SERVICE.methods:
+            kind = "stream_stream" if method.client_streaming else "unary_unary"
+            parse = GetMessageClass(method.input_type).FromString
+            handlers[method.name] = getattr(grpc, f"{kind}_rpc_method_handler")(
+                getattr(self, method.name),
+                request_deserializer=Request.parse if method.name.endswith("Infer") else parse,
+                response_serializer=GetMessageClass(method.output_type).SerializeToString,
+            )
+        return grpc.method_handlers_generic_handler(_SERVICE.full_name, handlers)
 
     def _find(self, name: str, number: str) -> tuple[Served, Face]:
         """The model of a name and a version that may be empty, and the side of it that is asked for."""
