@@ -405,6 +405,15 @@ def test_a_swap_without_room_for_both_moves_first(home: Home) -> None:
     assert ask(pool, "m") == 2
 
 
+def test_what_may_just_fit_is_tried_alone(home: Home) -> None:
+    home.publish("a", 1)
+    home.publish("b", 2)
+    # Less than a load is thought to take for a moment.
+    pool = home.pool(BASE // MB + 10)
+    assert [ask(pool, model) for model in "abab"] == [1, 2, 1, 2]
+    assert names(pool) == ["b/1"]
+
+
 def test_what_can_have_no_room_is_refused_and_leaves_its_alias(home: Home) -> None:
     home.publish("m", 1)
     pool = home.pool(budget(1))
