@@ -23,7 +23,7 @@ Key = tuple[str, int]
 
 OPENING = 2.5
 """Memory that opening a graph takes for a moment, in sizes of its file: the bytes, the arrays made of them, and those
-rearranged for the processor. 2.0 to 2.4 were measured (onnxruntime 1.32)."""
+rearranged for the processor. 1.5 to 2.4 were measured (onnxruntime 1.32), by how much of it is one table."""
 BESIDE = 4
 """Memory that a codec takes, in sizes of its files; a guess, until the version was loaded once."""
 UNALIASED = 4
@@ -80,23 +80,26 @@ class Residents:
         return sorted(found, key=lambda one: one.name)
 
     def fits(self, version: ModelVersion, key: Key) -> bool:
-        """Whether it can be loaded beside all that is there."""
+        """Whether it can be loaded beside all that is there, with what its load may take for a moment."""
         return not self._budget or not self._is_over(self._needed(version, key))
 
     def make_room(self, version: ModelVersion, key: Key, keep: Container[Key] = ()) -> bool:
-        """Drops what was used longest ago, but for `keep`, until a version can be loaded; False where it cannot be.
+        """Drops what was used longest ago until a version fits, or it would be alone.
 
-        Raises ResourceExhausted where it could not be loaded into an empty process.
+        False where it does not fit unless those of `keep` go too, or calls in flight hold what was dropped. Raises
+        ResourceExhausted where its graph alone is too large for the budget.
         """
-        needed = self._needed(version, key)
-        if self._budget and self._base + needed > self._budget:
+        if self._budget and self._base + (least := _graph_bytes(version)) > self._budget:
             raise ResourceExhausted(
-                f"loading {version.name} takes up to {_mb(needed)} MB and the server {_mb(self._base)} MB by itself, "
+                f"{version.name} takes {_mb(least)} MB at least and the server {_mb(self._base)} MB by itself, "
                 f"more than its serve_memory_mb of {_mb(self._budget)}"
             )
         while not self.fits(version, key):
             victim = next((one for one in self if one not in keep), None)
-            if victim is None or not self.drop(victim, "memory", WAIT_S):
+            if victim is None:
+                # What a load takes for a moment is a cautious guess. Alone in the process, it is tried.
+                return not self._residents
+            if not self.drop(victim, "memory", WAIT_S):
                 return False
         return True
 
@@ -181,7 +184,7 @@ class Residents:
 
     def _needed(self, version: ModelVersion, key: Key) -> int:
         """Memory that loading a version may take for a moment."""
-        graph = sum(file.size_bytes for file in version.files if file.path == MODEL_FILE)
+        graph = _graph_bytes(version)
         # A folder in a bundle is for later fine-tunes.
         others = sum(file.size_bytes for file in version.files if file.path != MODEL_FILE and "/" not in file.path)
         return int(max(OPENING * graph + BESIDE * others, self._took.get(key, 0) + (OPENING - 1) * graph))
@@ -191,6 +194,10 @@ class Residents:
             return False
         memory.trim()
         return memory.resident_bytes() + more > self._budget
+
+
+def _graph_bytes(version: ModelVersion) -> int:
+    return sum(file.size_bytes for file in version.files if file.path == MODEL_FILE)
 
 
 def _mb(size: int) -> int:
