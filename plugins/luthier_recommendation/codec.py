@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 
 from luthier.task import Codec, InvalidArgument
 from luthier.tasks.recommendation.v1.recommendation_pb2 import Instance, Prediction, ScoredItem, SimilarItemsInstance
+from luthier_recommendation import older
 from luthier_recommendation.files import Files
 from luthier_recommendation.queries import NO_USER, QUERIES, Queries, Request
 
@@ -27,10 +28,12 @@ _NOTHING = np.empty(0, dtype=np.int64)
 class RecommendationCodec(Codec):
     """Takes `Instance` and `SimilarItemsInstance`, mixed as they come."""
 
+    max_rows = 32
+    """With the items of a block of `graphs`, 64 MB of scores at a time."""
+
     def __init__(self, directory: Path) -> None:
         self._files = Files(directory)
-        self._users = {user: index for index, user in enumerate(self._files.users)}
-        self._items = {item: index for index, item in enumerate(self._files.items)}
+        self._users, self._items = self._files.users, self._files.items
         self._queries: Queries = QUERIES[self._files.description.algorithm](self._files)
 
     def encode(self, instances: Sequence[Message]) -> Mapping[str, Array]:
@@ -41,12 +44,13 @@ class RecommendationCodec(Codec):
             raise InvalidArgument(violations)
         requests = [self._request(one) for one in asked]
         wanted = np.array([[self._num_wanted(one)] for one in asked], dtype=np.int64)
-        return {
+        inputs = {
             **self._queries.inputs(requests),
             "k": np.maximum(wanted, 1),
             **_padded([self._adjustments(one, request) for one, request in zip(asked, requests, strict=True)]),
-            "mask": self._mask(asked),
+            **self._allowed(asked),
         }
+        return older.inputs(inputs, self._files) if self._files.description.format == 1 else inputs
 
     def decode(self, outputs: Mapping[str, Array], instances: Sequence[Message]) -> list[Message]:
         """Returns the items of each row that are allowed, at most as many as its instance wants."""
@@ -85,11 +89,11 @@ class RecommendationCodec(Codec):
         """Looks up the ids of an instance without violations."""
         mean = self._files.description.mean_weight
         if isinstance(one, SimilarItemsInstance):
-            item = np.array([self._items[one.item]])
+            item = np.array([self._items.find(one.item)])
             return Request(user=NO_USER, items=item, weights=np.array([mean], np.float32), similar=True)
         history = self._known(one.history)
-        user = self._users.get(one.user, NO_USER)
-        if user == NO_USER:
+        user = self._users.find(one.user)
+        if user is None:
             return Request(user=NO_USER, items=history, weights=np.full(len(history), mean, np.float32))
         items, weights = self._files.seen.of(user)
         added = np.setdiff1d(history, items, assume_unique=True)
@@ -110,22 +114,20 @@ class RecommendationCodec(Codec):
             return denied, exclusions
         return np.concatenate([denied, request.items]), np.concatenate([exclusions, -own_shares])
 
-    def _mask(self, asked: Sequence[Asked]) -> Array:
-        """Zeros, and minus infinity for what allow lists leave out; one column where there are no such lists."""
-        if not any(one.allow for one in asked):
-            return np.zeros((len(asked), 1), dtype=np.float32)
-        mask = np.zeros((len(asked), len(self._files.items)), dtype=np.float32)
-        for row, one in zip(mask, asked, strict=True):
-            if one.allow:
-                row[:] = -np.inf
-                row[self._known(one.allow)] = 0
-        return mask
+    def _allowed(self, asked: Sequence[Asked]) -> dict[str, Array]:
+        """The items of allow lists."""
+        lists = [self._known(one.allow) for one in asked]
+        allowed = np.full((len(asked), max(1, *map(len, lists))), len(self._items), dtype=np.int64)
+        for row, items in zip(allowed, lists, strict=True):
+            row[: len(items)] = items
+        return {"allowed": allowed, "is_restricted": np.array([[bool(one.allow)] for one in asked])}
 
     def _known(self, ids: Sequence[str]) -> Array:
         """Indexes of the distinct items among these that the model knows."""
         if not ids:
             return _NOTHING
-        return np.unique(np.array([self._items[id] for id in ids if id in self._items], dtype=np.int64))
+        found = map(self._items.find, ids)
+        return np.unique(np.array([index for index in found if index is not None], dtype=np.int64))
 
     def _prediction(self, items: Array, scores: Array, one: Asked) -> Prediction:
         wanted = self._num_wanted(one)

@@ -21,7 +21,7 @@ from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor, Servic
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from luthier.errors import InvalidArgument, InvalidData
+from luthier.errors import FailedPrecondition, InvalidArgument, InvalidData, ParityFailed
 from luthier.v1.dataset_pb2 import DataProblem, Split
 from luthier.v1.evaluation_pb2 import ClassScores, ConfusionMatrix, Curve, Evaluation
 
@@ -37,9 +37,11 @@ __all__ = [
     "DataFile",
     "DataProblem",
     "Evaluation",
+    "FailedPrecondition",
     "InvalidArgument",
     "InvalidData",
     "Method",
+    "ParityFailed",
     "Picture",
     "ReadOption",
     "Run",
