@@ -212,6 +212,10 @@ class FactorModel(Model):
         """One product with the items' factors."""
         return graphs.factors(self._fitted.item_factors.T, self._inverse_norms)
 
+    def graph_of_candidates(self) -> onnx.ModelProto:
+        """The graph that serves it with an index."""
+        return graphs.factors_of_candidates(self._fitted.item_factors.T, self._inverse_norms)
+
     def arrays(self) -> dict[str, Array]:
         """All factors, and the norms that make cosines."""
         return {

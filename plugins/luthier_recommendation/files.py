@@ -4,6 +4,7 @@ model.json            format, algorithm, settings and sizes
 users.*.npy           ids of the users, see `texts.Ids`
 items.*.npy           ids of the items
 titles.*.npy          titles of the items, where the data set has titles; see `texts.Texts`
+index.faiss           the approximate index, where there is one, see `index`
 seen.indptr.npy       int64 [users + 1]: where each user's items begin in the next two
 seen.indices.npy      int32: items of the users
 seen.weights.npy      float32: their weights, where weights count
@@ -44,6 +45,8 @@ class Description:
     """Pairs of user and item that it learnt from."""
     mean_weight: float
     """Mean weight of an interaction: what an item of a history counts."""
+    expansion: int = 0
+    """How widely the approximate index is searched, see `index.EXPANSIONS`; 0 where there is none."""
     format: int = FORMAT
     """Of the bundle."""
 

@@ -35,17 +35,18 @@ Array = npt.NDArray[Any]
 
 GROUP = 64
 """Items that share a maximum. Between 50 and 250 a million items take the same time."""
-BLOCK = 524_288
-"""Items whose scores are held at a time: 64 MB for 32 instances. Smaller blocks, and one for all, are no quicker."""
+BLOCK = 262_144
+"""Items whose scores are held at a time: 32 MB for 32 instances. Smaller blocks, and one for all, are no quicker."""
 
 
 def dense(matrix: Array) -> onnx.ModelProto:
     """Scores are `query @ matrix`: `query` float32 [batch, d], `matrix` [d, items]."""
     graph = _Ranking(num_items=matrix.shape[1])
     query = graph.input("query", np.float32, "batch", len(matrix))
-    return graph.best(
+    products = (
         (graph.node("MatMul", query, graph.of_items(matrix, block)), block, None) for block in graph.blocks(BLOCK)
     )
+    return graph.finished(*graph.best(products))
 
 
 def factors(matrix: Array, inverse_norms: Array) -> onnx.ModelProto:
@@ -56,15 +57,49 @@ def factors(matrix: Array, inverse_norms: Array) -> onnx.ModelProto:
     graph = _Ranking(num_items=matrix.shape[1])
     query = graph.input("query", np.float32, "batch", len(matrix))
     is_similar = graph.input("is_similar", np.bool_, "batch", 1)
-    rows = graph.node("Transpose", graph.node("NonZero", graph.flat(is_similar)))
-    return graph.best(
-        (
-            graph.node("MatMul", query, graph.of_items(matrix, block)),
-            block,
-            _Scale(is_similar, rows, graph.of_items(inverse_norms[None, :], block)),
-        )
-        for block in graph.blocks(BLOCK)
-    )
+    return graph.finished(*graph.best(_products(graph, query, is_similar, matrix, inverse_norms)))
+
+
+def factors_of_candidates(matrix: Array, inverse_norms: Array) -> onnx.ModelProto:
+    """As `factors`, with rows that are not ranked among all items but among some that were found for them before.
+
+    Those rows are the ones where `scans` bool [batch, 1] is false. Their `candidates` are int64 [batch, c], ascending and
+    filled up with the number of items, and `candidate_factors` float32 [batch, c, d] are theirs. Adjustments and allow
+    lists change nothing in them.
+    """
+    num_items = matrix.shape[1]
+    graph = _Ranking(num_items=num_items)
+    node, constant = graph.node, graph.constant
+    query = graph.input("query", np.float32, "batch", len(matrix))
+    is_similar = graph.input("is_similar", np.bool_, "batch", 1)
+    candidates = graph.input("candidates", np.int64, "batch", "c")
+    candidate_factors = graph.input("candidate_factors", np.float32, "batch", "c", len(matrix))
+    rows = graph.rows_where(graph.input("scans", np.bool_, "batch", 1))
+    shape = node("Concat", node("Shape", query, start=0, end=1), graph.num_best, axis=0)
+
+    graph.keep(rows)
+    query_of_rows, is_similar = (node("GatherND", each, rows) for each in (query, is_similar))
+    items, scores = graph.best(_products(graph, query_of_rows, is_similar, matrix, inverse_norms))
+    nothing = constant(np.float32(-np.inf))
+    items = node("ScatterND", node("Expand", constant(np.int64(num_items)), shape), rows, items)
+    scores = node("ScatterND", node("Expand", nothing, shape), rows, scores)
+
+    axis = graph.integers(2)
+    products = node("Squeeze", node("MatMul", candidate_factors, node("Unsqueeze", query, axis)), axis)
+    is_item = node("Less", candidates, constant(np.int64(num_items)))
+    items = node("Concat", candidates, items, axis=1)
+    scores = node("Concat", node("Where", is_item, products, nothing), scores, axis=1)
+    return graph.finished(*graph.top(items, scores, graph.num_best))
+
+
+def _products(
+    graph: _Ranking, query: str, is_similar: str, matrix: Array, inverse_norms: Array
+) -> Iterable[tuple[str, _Block, _Scale | None]]:
+    """Products of each block, which are cosines in the rows of similar items."""
+    rows = graph.rows_where(is_similar)
+    for block in graph.blocks(BLOCK):
+        scale = _Scale(is_similar, rows, graph.of_items(inverse_norms[None, :], block))
+        yield graph.node("MatMul", query, graph.of_items(matrix, block)), block, scale
 
 
 def neighbours(ids: Array, weights: Array) -> onnx.ModelProto:
@@ -98,7 +133,7 @@ def neighbours(ids: Array, weights: Array) -> onnx.ModelProto:
     sums = node("Reshape", long_row, graph.integers(-1, whole.row_length))
     is_near = node("Greater", sums, constant(np.float32(0)))
     scores = node("Where", is_near, sums, constant(np.float32(-np.inf)))
-    return graph.best([(scores, whole, None)])
+    return graph.finished(*graph.best([(scores, whole, None)]))
 
 
 @dataclass(frozen=True)
@@ -142,7 +177,18 @@ class _Ranking(Graph):
         self._adjustments = self.input("adjustments", np.float32, "batch", "m")
         self._allowed = self.input("allowed", np.int64, "batch", "a")
         self._is_restricted = self.input("is_restricted", np.bool_, "batch", 1)
-        self._largest_k = self.node("Reshape", self.node("ReduceMax", self._k, keepdims=0), self.integers(1))
+        largest_k = self.node("Reshape", self.node("ReduceMax", self._k, keepdims=0), self.integers(1))
+        self.num_best = self.node("Min", largest_k, self.integers(num_items))
+        """Columns of the outputs."""
+
+    def rows_where(self, condition: str) -> str:
+        """Indexes int64 [n, 1] of the rows where bool [batch, 1] is true."""
+        return self.node("Transpose", self.node("NonZero", self.flat(condition)))
+
+    def keep(self, rows: str) -> None:
+        """Ranks these rows alone from here on."""
+        for name in ("_k", "_adjusted", "_adjustments", "_allowed", "_is_restricted"):
+            setattr(self, name, self.node("GatherND", getattr(self, name), rows))
 
     def blocks(self, size: int) -> list[_Block]:
         """All items, so many at a time."""
@@ -155,12 +201,19 @@ class _Ranking(Graph):
         lengthened[:, : block.size] = rows[:, block.begin : block.begin + block.size]
         return self.constant(lengthened)
 
-    def best(self, scores: Iterable[tuple[str, _Block, _Scale | None]]) -> onnx.ModelProto:
-        """Completes the graph from the scores of each block, float32 [batch, block.row_length]."""
-        bests = [self._best_of_block(*each) for each in scores]
-        items, values = (self.node("Concat", *each, axis=1) for each in zip(*bests, strict=True))
-        items, values = self._top(items, values, self.node("Min", self._largest_k, self.integers(self._num_items)))
-        return self.model({"items": (items, np.int64), "scores": (values, np.float32)}, "batch", "largest_k")
+    def best(self, scores: Iterable[tuple[str, _Block, _Scale | None]]) -> tuple[str, str]:
+        """The best items and their scores, from the scores of each block, float32 [rows, block.row_length]."""
+        items, values = zip(*(self._best_of_block(*each) for each in scores), strict=True)
+        return self.top(self.node("Concat", *items, axis=1), self.node("Concat", *values, axis=1), self.num_best)
+
+    def top(self, items: str, scores: str, count: str) -> tuple[str, str]:
+        """The items with the best scores, and these."""
+        values, places = self.nodes("TopK", scores, count, outputs=2, axis=1)
+        return self.node("GatherElements", items, places, axis=1), values
+
+    def finished(self, items: str, scores: str) -> onnx.ModelProto:
+        """The model that gives these."""
+        return self.model({"items": (items, np.int64), "scores": (scores, np.float32)}, "batch", "num_best")
 
     def _best_of_block(self, scores: str, block: _Block, scale: _Scale | None) -> tuple[str, str]:
         """Indexes among all items, and scores, of the best of a block."""
@@ -171,14 +224,14 @@ class _Ranking(Graph):
             # Most batches have no such rows, and then nothing is read or written here.
             scaled = node("Mul", node("GatherND", scores, scale.rows), scale.by)
             maxima = node("ScatterND", maxima, scale.rows, self._maxima(scaled, block))
-        num_items = node("Min", self._largest_k, self.integers(block.size))
+        num_items = node("Min", self.num_best, self.integers(block.size))
         num_groups = node("Min", num_items, self.integers(block.num_groups))
         _, groups = self.nodes("TopK", maxima, num_groups, outputs=2, axis=1)
         # Of equals the last step takes the first, so candidates have to stand in the order of their indexes.
         groups, _ = self.nodes("TopK", groups, num_groups, outputs=2, axis=1, largest=0)
         begins = node("Unsqueeze", node("Mul", groups, self.constant(np.int64(GROUP))), self.integers(2))
         members = node("Add", begins, self.constant(np.arange(GROUP)[None, None, :]))
-        unrestricted = node("Reshape", members, self.integers(0, -1))
+        unrestricted = node("Flatten", members, axis=1)
         nothing = self.constant(np.int64(block.size))
         candidates = node("Where", self._is_restricted, nothing, unrestricted)
         candidates = node("Concat", candidates, self._within(self._allowed, block), axis=1)
@@ -186,7 +239,7 @@ class _Ranking(Graph):
         if scale:
             factors = node("Gather", self.flat(scale.by), candidates)
             values = node("Where", scale.applies, node("Mul", values, factors), values)
-        places, values = self._top(candidates, values, num_items)
+        places, values = self.top(candidates, values, num_items)
         return node("Add", places, self.constant(np.int64(block.begin))), values
 
     def _adjust(self, scores: str, block: _Block) -> str:
@@ -212,8 +265,3 @@ class _Ranking(Graph):
         """The best score of each group."""
         grouped = self.node("Reshape", scores, self.integers(0, block.num_groups, GROUP))
         return self.node("ReduceMax", grouped, self.integers(2), keepdims=0)
-
-    def _top(self, items: str, scores: str, count: str) -> tuple[str, str]:
-        """The items with the best scores, and these."""
-        values, places = self.nodes("TopK", scores, count, outputs=2, axis=1)
-        return self.node("GatherElements", items, places, axis=1), values

@@ -310,6 +310,15 @@ class Task(ABC):
         """Scores predictions for `instances(examples)`: fills metrics, num_examples, and as far as the task has them
         per_class, confusion_matrix and curves; `luthier.curves` draws the usual ones."""
 
+    def compare(self, config: Any, source: Sequence[Message], served: Sequence[Message]) -> Mapping[str, float]:
+        """Figures of how near the bundle that is published comes to the model it was exported from, beside parity.
+
+        `source` and `served` are their predictions for the same instances, those that parity is judged on. The figures
+        are kept with the version, among those of its training. Raises ParityFailed where it falls short of what the
+        config demands; then nothing is published. As it stands: none.
+        """
+        return {}
+
     def rows(self, examples: pa.Table) -> Sequence[Sequence[int]]:
         """The rows that each of `instances(examples)` stands for. As it stands: one row each, in order."""
         return [[row] for row in range(examples.num_rows)]
