@@ -1,4 +1,4 @@
-"""The one client that drives every server: requests that are serialised already, so many in flight, one after the other.
+"""The one client that drives every server: requests that are serialised already, so many of them in flight.
 
 It speaks to gRPC's C core where Python's own client does. That one answers through futures, with locks and a thread
 that wakes another, and takes half as much again of the processors that the server needs; this one is a loop on one

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -18,7 +19,11 @@ BUILD = ROOT / "build" / "benchmarks"
 HERE = Path(__file__).parent
 PLUGINS = BUILD / "plugins"
 
-PEERS = {"triton": "nvidia-pytriton==0.7.0", "mlserver": "mlserver==1.7.1"}
+PEERS = {
+    "triton": ["nvidia-pytriton==0.7.0"],
+    # Its worker processes do not start with a newer uvloop: "There is no current event loop".
+    "mlserver": ["mlserver==1.7.1", "uvloop==0.21.0"],
+}
 _SAME = ("onnxruntime", "pillow", "tokenizers")
 """What does the work: of the peers' environments the same version as of Luthier's."""
 
@@ -26,7 +31,7 @@ _SAME = ("onnxruntime", "pillow", "tokenizers")
 def create(peer: str) -> Path:
     """The environment of a peer, made where it is not there yet as it should be."""
     environment = BUILD / peer
-    requirements = [PEERS[peer], *(f"{name}=={version(name)}" for name in _SAME)]
+    requirements = [*PEERS[peer], *(f"{name}=={version(name)}" for name in _SAME)]
     stamp = environment / "requirements"
     if not stamp.exists() or stamp.read_text(encoding="utf-8") != "\n".join(requirements):
         print(f"installing {' '.join(requirements)}", flush=True)
@@ -40,7 +45,7 @@ def packages(environment: Path) -> dict[str, str]:
     """The versions in an environment that matter here."""
     command = [environment / "bin" / "python", "-m", "pip", "list", "--format", "json", "--disable-pip-version-check"]
     found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
-    wanted = {"grpcio", "numpy", *_SAME, *(requirement.split("==")[0] for requirement in PEERS.values())}
+    wanted = {"grpcio", "numpy", *_SAME, *(one.split("==")[0] for one in itertools.chain(*PEERS.values()))}
     return {package["name"]: package["version"] for package in found if package["name"] in wanted}
 
 
