@@ -6,7 +6,7 @@ GENERATOR ?= .tools/protos
 export LUTHIER_REALDATA ?= ../shared
 # Further arguments of `luthier demo`, pytest or a benchmark.
 ARGS ?=
-# The benchmark that `make bench` runs: a file of benchmarks without its ending.
+# The benchmark that `make bench` runs: a folder of benchmarks, or a file without its ending.
 NAME ?= training
 
 BIN := $(VENV)/bin
@@ -38,7 +38,7 @@ protos:
 	tools/protos.sh $(GENERATOR)
 
 bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/$(NAME).py $(ARGS)
+	$(BIN)/python $(firstword $(wildcard benchmarks/$(NAME).py benchmarks/$(NAME))) $(ARGS)
 
 # Hours on two cores; goes on where it was ended. `make quality ARGS=pets` measures one case.
 quality: $(VENV)/.train

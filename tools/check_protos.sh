@@ -10,7 +10,7 @@ tools/protos.sh "$1" "$fresh"
 "$2" lint "$fresh/build/protos.binpb" --config buf.yaml
 
 hashes() { # ROOT: the stubs below it, one a line
-    (cd "$1" && find server tests/plugins \( -name '*_pb2*.py' -o -name '*_pb2*.pyi' \) -exec sha256sum {} + | sort -k 2)
+    (cd "$1" && find server tests/plugins benchmarks \( -name '*_pb2*.py' -o -name '*_pb2*.pyi' \) -exec sha256sum {} + | sort -k 2)
 }
 if ! diff <(hashes .) <(hashes "$fresh"); then
     echo "The stubs above are not those of the protos: run \`make protos\` and commit what it writes." >&2

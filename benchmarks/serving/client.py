@@ -1,0 +1,103 @@
+"""The one client that drives every server: requests that are serialised already, so many of them in flight.
+
+It speaks to gRPC's C core where Python's own client does. That one answers through futures, with locks and a thread
+that wakes another, and takes half as much again of the processors that the server needs; this one is a loop on one
+thread. grpcio calls these names private: the environment's constraints hold the version that they are known of.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from grpc._cython import cygrpc
+
+CALL_S = 60.0
+"""The deadline of a call."""
+_OK = 0
+_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
+
+
+@dataclass(frozen=True)
+class Load:
+    """What came of a stretch of calls."""
+
+    calls: int
+    seconds: float
+    p50_ms: float
+    p99_ms: float
+    client_cpu_s: float
+
+    @property
+    def per_s(self) -> float:
+        """Calls a second."""
+        return self.calls / self.seconds
+
+
+class Channel:
+    """One connection to a server, for one kind of call."""
+
+    def __init__(self, address: str, method: str) -> None:
+        self._channel = cygrpc.Channel(address.encode(), _OPTIONS, None)
+        self._method = method.encode()
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._channel.close(cygrpc.StatusCode.cancelled, "closed")
+
+    def call(self, request: bytes) -> bytes:
+        """One answer; raises SystemExit where the server has none."""
+        self._send(request, 0)
+        answer: bytes = self._receive()[1]
+        return answer
+
+    def drive(self, requests: Sequence[bytes], in_flight: int, seconds: float) -> Load:
+        """Keeps so many calls in flight for so long, and waits for the last of them."""
+        latencies: list[float] = []
+        sent = [0.0] * in_flight
+        count, open_calls = 0, 0
+        clock = time.perf_counter
+        gc.disable()
+        cpu, started = time.process_time(), clock()
+        try:
+            for slot in range(in_flight):
+                sent[slot] = clock()
+                self._send(requests[count % len(requests)], slot)
+                count, open_calls = count + 1, open_calls + 1
+            while open_calls:
+                slot, _ = self._receive()
+                now = clock()
+                latencies.append(now - sent[slot])
+                if now - started < seconds:
+                    sent[slot] = now
+                    self._send(requests[count % len(requests)], slot)
+                    count += 1
+                else:
+                    open_calls -= 1
+        finally:
+            gc.enable()
+        p50, p99 = np.percentile(latencies, [50, 99]) * 1000
+        return Load(len(latencies), clock() - started, float(p50), float(p99), time.process_time() - cpu)
+
+    def _send(self, request: bytes, slot: int) -> None:
+        operations = (
+            cygrpc.SendInitialMetadataOperation(None, 0),
+            cygrpc.SendMessageOperation(request, 0),
+            cygrpc.SendCloseFromClientOperation(0),
+            cygrpc.ReceiveInitialMetadataOperation(0),
+            cygrpc.ReceiveMessageOperation(0),
+            cygrpc.ReceiveStatusOnClientOperation(0),
+        )
+        deadline = time.time() + CALL_S
+        self._channel.integrated_call(0, self._method, None, deadline, (), None, ((operations, slot),), None)
+
+    def _receive(self) -> tuple[int, bytes]:
+        """The slot of the next call that ends, and its answer."""
+        event = self._channel.next_call_event()
+        message, status = event.batch_operations[4], event.batch_operations[5]
+        if status.code() != _OK:
+            raise SystemExit(f"{self._method.decode()} failed with {status.code()}: {status.details()}")
+        return event.tag, message.message()
