@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -97,7 +98,8 @@ def test_three_models_under_a_budget_for_two(tmp_path: Path, database_url: str, 
         for _ in range(3):
             assert ask(server, "abc") == [1, 2, 3]
         if room:
-            # With room for what a load takes for a moment, two stay.
+            # With room for what a load takes for a moment, two stay. The log is read on a thread of its own.
+            time.sleep(0.5)
             loads = sum("version loaded" in line for line in server.log)
             assert ask(server, "bcbcbc") == [2, 3] * 3
             assert sum("version loaded" in line for line in server.log) == loads
