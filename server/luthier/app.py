@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import grpc
 import structlog
@@ -28,7 +29,7 @@ from luthier.services.batch_predictions import BatchPredictionService
 from luthier.services.binding import PooledServer
 from luthier.services.datasets import DatasetService
 from luthier.services.evaluations import EvaluationService
-from luthier.services.interceptor import ErrorInterceptor
+from luthier.services.interceptor import CallInterceptor
 from luthier.services.models import ModelService
 from luthier.services.operations import LongRunningService, OperationService
 from luthier.services.prediction import PredictionService, typed_handler
@@ -36,6 +37,8 @@ from luthier.services.tasks import TaskService
 from luthier.settings import Settings
 from luthier.store import Store
 from luthier.supervisor import Supervisor
+from luthier.telemetry.meters import Meters
+from luthier.telemetry.traces import Tracing
 from luthier.v1 import (
     base_pb2_grpc,
     batch_prediction_pb2_grpc,
@@ -46,6 +49,9 @@ from luthier.v1 import (
     prediction_pb2_grpc,
     task_pb2_grpc,
 )
+
+if TYPE_CHECKING:
+    from luthier.telemetry.exposition import Exposition
 
 log = structlog.get_logger()
 
@@ -58,8 +64,15 @@ _OPTIONS = {
 }
 
 
+_TAKEN = "cannot listen on {}: another process has it, or it is not of this machine"
+
+
 class CannotListen(Exception):
-    """The address is taken by another process, or none of this machine."""
+    """The address of a setting is taken by another process, or none of this machine."""
+
+    def __init__(self, message: str, flag: str) -> None:
+        super().__init__(message)
+        self.flag = flag
 
 
 class App:
@@ -76,7 +89,10 @@ class App:
             log.error("plugin failed", plugin=failure.plugin, why=failure.reason)
         self._registry = Registry(self._database)
         self._operations = Operations(self._database)
-        self._pool = ModelPool(self._registry, self._store, self._plugins, settings.serve_device)
+        self._meters = Meters()
+        self._tracing = Tracing(settings.traces_endpoint, settings.traces_ratio) if settings.traces_endpoint else None
+        self._exposition: Exposition | None = None
+        self._pool = ModelPool(self._registry, self._store, self._plugins, self._meters, settings.serve_device)
         self._revisions = Revisions(self._database, settings.poll_s, self._pool.refresh)
         self._supervisor = Supervisor(settings, self._operations, self._store)
         self._housekeeping = Housekeeping(self._registry, self._operations, self._store, settings.keep_operations_days)
@@ -90,7 +106,8 @@ class App:
     def _bind(self) -> tuple[grpc.Server, list[str]]:
         """The gRPC server with every service in its pool, and the services' names."""
         options = _OPTIONS | {"grpc.max_receive_message_length": self._settings.max_request_bytes}
-        server = grpc.server(self._predictions, interceptors=[ErrorInterceptor()], options=list(options.items()))
+        interceptor = CallInterceptor(self._meters, self._tracing)
+        server = grpc.server(self._predictions, interceptors=[interceptor], options=list(options.items()))
         pooled = PooledServer(server, self._control, self._streams)
         catalogue = Catalogue.load(self._settings.home / "bases.toml", self._database)
         registry, store, operations = self._registry, self._store, self._operations
@@ -141,8 +158,8 @@ class App:
         try:
             port: int = self._server.add_insecure_port(self._settings.listen)
         except RuntimeError as error:
-            message = f"cannot listen on {self._settings.listen}: another process has it, or it is not of this machine"
-            raise CannotListen(message) from error
+            raise CannotListen(_TAKEN.format(self._settings.listen), "listen") from error
+        self._expose()
         self._server.start()
         try:
             self._pool.refresh()
@@ -163,9 +180,32 @@ class App:
         self._supervisor.stop()
         self._revisions.stop()
         stopped.wait()
+        if self._tracing is not None:
+            self._tracing.stop()
+        if self._exposition is not None:
+            self._exposition.close()
         for pool in (self._predictions, self._control, self._streams):
             pool.shutdown()
         self._database.close()
+
+    def _expose(self) -> None:
+        """Opens the metrics' own port, where the settings name one; raises CannotListen."""
+        if not self._settings.metrics_listen:
+            return
+        # Half a tenth of a second that only those pay who want it.
+        from luthier.telemetry.exposition import Exposition, Sources
+
+        sources = Sources(
+            meters=self._meters,
+            operations=self._operations.count,
+            models_loaded=self._pool.loaded,
+            pools={"predictions": self._predictions, "control": self._control, "streams": self._streams},
+        )
+        try:
+            self._exposition = Exposition(self._settings.metrics_listen, sources)
+        except OSError as error:
+            raise CannotListen(_TAKEN.format(self._settings.metrics_listen), "metrics-listen") from error
+        log.info("metrics", address=self._exposition.address)
 
     def _set_health(self, status: int) -> None:
         for name in ("", *self._names):
@@ -184,7 +224,7 @@ def run(settings: Settings) -> int:
     try:
         port = app.start()
     except CannotListen as error:
-        print(f"luthier serve: {error}; choose another with --listen", file=sys.stderr)
+        print(f"luthier serve: {error}; choose another with --{error.flag}", file=sys.stderr)
         return 1
     host = settings.listen.rpartition(":")[0]
     print(f"listening on {host}:{port}", flush=True)

@@ -18,6 +18,7 @@ from luthier.plugins import Plugins
 from luthier.registry import Registry
 from luthier.store import Store
 from luthier.task import Task
+from luthier.telemetry.meters import Meters, VersionMeter
 from luthier.v1.model_pb2 import ModelVersion
 
 log = structlog.get_logger()
@@ -33,6 +34,7 @@ class Served:
     name: str
     task: Task
     predictor: Predictor
+    meter: VersionMeter
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,14 @@ class _Snapshot:
 class ModelPool:
     """Finds the model that a prediction names. A version is loaded before an alias moves to it, never after."""
 
-    def __init__(self, registry: Registry, store: Store, plugins: Plugins, device: str = "cpu") -> None:
+    def __init__(self, registry: Registry, store: Store, plugins: Plugins, meters: Meters, device: str = "cpu") -> None:
         """Raises FailedPrecondition where no model could compute on the device."""
         providers(device)
         self._device = device
         self._registry = registry
         self._store = store
         self._plugins = plugins
+        self._meters = meters
         self._snapshot = _Snapshot(0, {}, {})
         self._loading = threading.Lock()
         self._extra: OrderedDict[str, Served] = OrderedDict()
@@ -68,6 +71,11 @@ class ModelPool:
                 raise
             self.refresh()
             return self._find(name)
+
+    def loaded(self) -> int:
+        """How many versions are in memory."""
+        served = [one.name for one in self._snapshot.aliases.values() if isinstance(one, Served)]
+        return len({*served, *self._extra})
 
     def _find(self, name: str) -> Served:
         model, alias, number = names.parse_model(name)
@@ -139,13 +147,14 @@ class ModelPool:
         directory = self._store.bring(self._store.bundle(version.digest))
         bundle.verify(directory, version.digest)
         try:
-            predictor = Predictor(task, directory, device=self._device)
+            meter = self._meters.version(*names.parse(_VERSION, version.name))
+            predictor = Predictor(task, directory, device=self._device, meter=meter)
         except LuthierError:
             raise
         except Exception as error:  # A plugin's or onnxruntime's: one version that cannot be opened stops no other.
             status = unexpected(error, f"opening {version.name}")
             raise FailedPrecondition(f"{version.name} cannot be opened: {status.message}") from error
-        served = Served(version.name, task, predictor)
+        served = Served(version.name, task, predictor, meter)
         log.info("version loaded", version=version.name)
         return served
 

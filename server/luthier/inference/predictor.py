@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import onnxruntime as ort
@@ -11,6 +12,7 @@ from google.protobuf.message import Message
 
 from luthier.errors import FailedPrecondition
 from luthier.task import MODEL_FILE, Task
+from luthier.telemetry.meters import VersionMeter
 
 CUDA = "CUDAExecutionProvider"
 
@@ -46,9 +48,17 @@ def providers(device: str) -> list[str | tuple[str, dict[str, int]]]:
 class Predictor:
     """Predicts with the bundle in a folder. Thread-safe; the only way from instances to predictions there is."""
 
-    def __init__(self, task: Task, directory: Path, threads: int = 1, device: str = "cpu") -> None:
-        """Raises FailedPrecondition where it cannot compute on the device."""
+    def __init__(
+        self,
+        task: Task,
+        directory: Path,
+        threads: int = 1,
+        device: str = "cpu",
+        meter: VersionMeter | None = None,
+    ) -> None:
+        """Raises FailedPrecondition where it cannot compute on the device. Batches are counted by the meter, if any."""
         self.task = task
+        self._meter = meter
         self._codec = task.open(directory)
         wanted = providers(device)
         self._session = ort.InferenceSession(directory / MODEL_FILE, session_options(threads), providers=wanted)
@@ -59,11 +69,28 @@ class Predictor:
 
     def predict(self, instances: Sequence[Message]) -> list[Message]:
         """Returns one prediction for each instance; raises InvalidArgument with every bad field."""
-        inputs = self._codec.encode(instances)
-        slices = list(_slices(inputs, self._codec.max_rows))
-        results = [self._session.run(self._outputs, rows) for rows in slices]
+        return self.decode(self.run(self.encode(instances)), instances)
+
+    def encode(self, instances: Sequence[Message]) -> Mapping[str, np.ndarray]:
+        """The graph's inputs by name; raises InvalidArgument with every bad field."""
+        return self._codec.encode(instances)
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """The graph's outputs by name, for as many rows as there are."""
+        results = [self._compute(rows) for rows in _slices(inputs, self._codec.max_rows)]
         outputs = results[0] if len(results) == 1 else [np.concatenate(parts) for parts in zip(*results, strict=True)]
-        return self._codec.decode(dict(zip(self._outputs, outputs, strict=True)), instances)
+        return dict(zip(self._outputs, outputs, strict=True))
+
+    def decode(self, outputs: Mapping[str, np.ndarray], instances: Sequence[Message]) -> list[Message]:
+        """One prediction for each instance."""
+        return self._codec.decode(outputs, instances)
+
+    def _compute(self, rows: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        began = perf_counter()
+        outputs: list[np.ndarray] = self._session.run(self._outputs, rows)
+        if self._meter is not None:
+            self._meter.executed(len(next(iter(rows.values()))), perf_counter() - began)
+        return outputs
 
 
 def _slices(inputs: Mapping[str, np.ndarray], size: int) -> Iterator[Mapping[str, np.ndarray]]:
