@@ -69,9 +69,7 @@ class _Luthier(Collector):
 
 def _calls(meters: Meters) -> Iterator[Metric]:
     calls = CounterMetricFamily("luthier_calls", "Calls that ended", labels=["method", "code"])
-    seconds = HistogramMetricFamily(
-        "luthier_call_seconds", "Time of a call from its arrival", labels=["method"]
-    )
+    seconds = HistogramMetricFamily("luthier_call_seconds", "Time of a call from its arrival", labels=["method"])
     in_flight = GaugeMetricFamily("luthier_calls_in_flight", "Calls that a thread has taken up", labels=["method"])
     for name, meter in meters.methods().items():
         by_code, distribution, running = meter.read()
@@ -86,9 +84,7 @@ def _predictions(meters: Meters) -> Iterator[Metric]:
     labels = ["model", "version"]
     calls = CounterMetricFamily("luthier_predictions", "Calls for predictions that ended", labels=[*labels, "code"])
     instances = CounterMetricFamily("luthier_prediction_instances", "Instances predicted for", labels=labels)
-    seconds = HistogramMetricFamily(
-        "luthier_prediction_seconds", "Time of an answered call", labels=labels
-    )
+    seconds = HistogramMetricFamily("luthier_prediction_seconds", "Time of an answered call", labels=labels)
     stages = HistogramMetricFamily("luthier_prediction_stage_seconds", "The same by stage", labels=[*labels, "stage"])
     rows = HistogramMetricFamily("luthier_batch_rows", "Rows that the graph computed at once", labels=labels)
     in_flight = GaugeMetricFamily("luthier_predictions_in_flight", "Calls that have not ended", labels=labels)

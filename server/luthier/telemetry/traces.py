@@ -63,11 +63,13 @@ class Tracing:
         carrier = call.metadata()
         parent = self._propagator.extract(carrier) if PARENT in carrier else None
         name = method.lstrip("/")
+        # The clock is read once, so that what follows on one another does so in the trace.
+        epoch = time.time_ns() - int(perf_counter() * 1e9)
         attributes = {"rpc.system.name": "grpc", "rpc.method": name}
-        span = self._tracer.start_span(name, parent, self._kind, attributes, start_time=_wall(call.arrived))
+        span = self._tracer.start_span(name, parent, self._kind, attributes, start_time=_ns(call.arrived, epoch))
         if not span.is_recording():
             return None
-        return _CallSpan(self._tracer, span, trace.set_span_in_context(span))
+        return _CallSpan(self._tracer, span, trace.set_span_in_context(span), epoch)
 
     def stop(self) -> None:
         """Sends what is left, and gives up where the collector does not take it in time."""
@@ -79,10 +81,11 @@ class Tracing:
 
 
 class _CallSpan:
-    def __init__(self, tracer: trace.Tracer, span: trace.Span, context: Context) -> None:
+    def __init__(self, tracer: trace.Tracer, span: trace.Span, context: Context, epoch: int) -> None:
         self._tracer = tracer
         self._span = span
         self._context = context
+        self._epoch = epoch
 
     def stage(self, name: str, began: float, ended: float, model: str, version: str, rows: int) -> None:
         attributes: dict[str, AttributeValue] = {
@@ -90,8 +93,8 @@ class _CallSpan:
             "luthier.version": version,
             "luthier.rows": rows,
         }
-        span = self._tracer.start_span(name, self._context, attributes=attributes, start_time=_wall(began))
-        span.end(_wall(ended))
+        span = self._tracer.start_span(name, self._context, attributes=attributes, start_time=_ns(began, self._epoch))
+        span.end(_ns(ended, self._epoch))
 
     def end(self, code: str) -> None:
         from opentelemetry.trace import StatusCode
@@ -99,13 +102,13 @@ class _CallSpan:
         self._span.set_attribute("rpc.response.status_code", code)
         if code in _FAULTS:
             self._span.set_status(StatusCode.ERROR)
-        self._span.end()
+        self._span.end(_ns(perf_counter(), self._epoch))
 
 
 _FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
 """Codes that OpenTelemetry's conventions count as errors of the server; others are the caller's."""
 
 
-def _wall(at: float) -> int:
-    """A moment of `time.perf_counter` in nanoseconds since the epoch."""
-    return time.time_ns() - int((perf_counter() - at) * 1e9)
+def _ns(at: float, epoch: int) -> int:
+    """A moment of `time.perf_counter` in nanoseconds since the epoch, which tells where that clock's zero was."""
+    return epoch + int(at * 1e9)
