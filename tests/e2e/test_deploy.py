@@ -20,7 +20,7 @@ DEPLOY = ROOT / "deploy"
 POPULARITY = recommendation.Config(algorithm=recommendation.ALGORITHM_POPULARITY)
 ADDED = {"up", "job", "instance"}
 """What Prometheus adds to what it scrapes."""
-WORDS = {*"sum by rate increase histogram_quantile max min_over_time offset h label_values".split()}
+WORDS = {"sum", "by", "rate", "increase", "histogram_quantile", "max", "min_over_time", "offset", "h", "label_values"}
 """Of PromQL and of Grafana's variables."""
 
 

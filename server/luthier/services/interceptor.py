@@ -52,9 +52,7 @@ class CallInterceptor(grpc.ServerInterceptor):
         """Notes when the call came, and gives its method's handler, wrapped when it was first called."""
         handler = continuation(handler_call_details)
         if handler is None:
-            meter = self._meters.method(UNKNOWN)
-            meter.begin()
-            meter.end("UNIMPLEMENTED", 0.0)
+            self._meters.method(UNKNOWN).count("UNIMPLEMENTED", 0.0)
             return None
         current.set(Call(handler_call_details.invocation_metadata))
         name = handler_call_details.method
@@ -80,9 +78,9 @@ class _Method:
     changes: bool
 
     def begin(self, context: grpc.ServicerContext) -> Call:
-        self.meter.begin()
         call = current.get()
         assert call is not None
+        self.meter.begin(call)
         if self.tracing is not None:
             call.span = self.tracing.begin(self.name, call)
         if self.changes:
@@ -91,7 +89,7 @@ class _Method:
 
     def end(self, call: Call, arrived: float, code: str, response: Any = None) -> None:
         seconds = perf_counter() - arrived
-        self.meter.end(code, seconds)
+        self.meter.end(call, code, seconds)
         if call.span is not None:
             call.span.end(code)
         if self.changes:

@@ -12,7 +12,7 @@ from luthier.errors import FailedPrecondition, InvalidArgument
 from luthier.inference.pool import ModelPool, Served
 from luthier.services.binding import Behavior
 from luthier.task import Method, Task
-from luthier.telemetry.meters import Stage
+from luthier.telemetry.meters import DECODE, ENCODE, QUEUE, RUN
 from luthier.v1 import prediction_pb2, prediction_pb2_grpc
 
 MOST_INSTANCES = 1024
@@ -109,11 +109,11 @@ def _predict(served: Served, instances: Sequence[Message]) -> list[Message]:
     if len(instances) > MOST_INSTANCES:
         raise InvalidArgument({"instances": f"{len(instances)} in one call; at most {MOST_INSTANCES} are taken"})
     with served.meter.watch(len(instances)) as watch:
-        watch.lap(Stage.QUEUE)
+        watch.lap(QUEUE)
         inputs = served.predictor.encode(instances)
-        watch.lap(Stage.ENCODE)
+        watch.lap(ENCODE)
         outputs = served.predictor.run(inputs)
-        watch.lap(Stage.RUN)
+        watch.lap(RUN)
         predictions = served.predictor.decode(outputs, instances)
-        watch.lap(Stage.DECODE)
+        watch.lap(DECODE)
     return predictions

@@ -96,7 +96,7 @@ def _predictions(meters: Meters) -> Iterator[Metric]:
         instances.add_metric(of, found.instances)
         _add(seconds, of, found.answered)
         for stage, distribution in found.stages.items():
-            _add(stages, [*of, stage.name.lower()], distribution)
+            _add(stages, [*of, stage], distribution)
         _add(rows, of, found.rows)
         in_flight.add_metric(of, found.in_flight)
         waiting.add_metric(of, found.waiting)

@@ -12,7 +12,6 @@ import time
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from time import perf_counter
 from types import TracebackType
 from weakref import WeakValueDictionary
@@ -20,7 +19,7 @@ from weakref import WeakValueDictionary
 from google.rpc import code_pb2
 
 from luthier.errors import LuthierError
-from luthier.telemetry.calls import current
+from luthier.telemetry.calls import Call, current
 
 BOUNDS_S = (5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 """Upper bounds of the buckets of all times, in seconds."""
@@ -29,17 +28,12 @@ BOUNDS_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 """Upper bounds of the buckets of batches, in rows."""
 
 
-class Stage(IntEnum):
-    """The parts of a prediction, in their order."""
+STAGES = ("receive", "queue", "encode", "run", "decode")
+"""The parts of a prediction, in their order."""
 
-    RECEIVE = 0
-    """From the arrival of the call: the rest of its bytes, their parsing, the wait for a thread."""
-    QUEUE = 1
-    """The wait for the model."""
-    ENCODE = 2
-    RUN = 3
-    """The graph."""
-    DECODE = 4
+RECEIVE, QUEUE, ENCODE, RUN, DECODE = range(len(STAGES))
+"""Their places. RECEIVE is gRPC's: the rest of the call's bytes, their parsing, the wait for a thread. QUEUE is the
+wait for the model, RUN the graph."""
 
 
 class Histogram:
@@ -91,7 +85,7 @@ class Statistics:
     """Total time of the calls that failed, from their arrival."""
     answered: Distribution
     """Time of a call that was answered, from its arrival to its predictions."""
-    stages: Mapping[Stage, Distribution]
+    stages: Mapping[str, Distribution]
     """Time of a call that was answered, by stage."""
     rows: Distribution
     """Rows of a batch: what the graph computed at once."""
@@ -116,11 +110,11 @@ class VersionMeter:
         self._last = 0.0
         self._failed_s = 0.0
         self._answered = Histogram(BOUNDS_S)
-        self._stages = tuple(Histogram(BOUNDS_S) for _ in Stage)
+        self._stages = tuple(Histogram(BOUNDS_S) for _ in STAGES)
         self._rows = Histogram(BOUNDS_ROWS)
         self._batches: dict[int, tuple[int, float]] = {}
-        self._in_flight = 0
-        self._waiting = 0
+        # Changed without the lock: each change is one step of a set, and nothing is counted up and down.
+        self._active: set[Watch] = set()
 
     def watch(self, instances: int) -> Watch:
         """A context in which a call for so many instances is answered; what leaves it by an exception has failed."""
@@ -135,6 +129,7 @@ class VersionMeter:
 
     def statistics(self) -> Statistics:
         """All that was counted so far, of one moment."""
+        active = list(self._active)
         with self._lock:
             return Statistics(
                 calls=dict(self._calls),
@@ -142,26 +137,15 @@ class VersionMeter:
                 last=self._last,
                 failed_s=self._failed_s,
                 answered=self._answered.read(),
-                stages={stage: self._stages[stage].read() for stage in Stage},
+                stages={name: stage.read() for name, stage in zip(STAGES, self._stages, strict=True)},
                 rows=self._rows.read(),
                 batches=dict(self._batches),
-                in_flight=self._in_flight,
-                waiting=self._waiting,
+                in_flight=len(active),
+                waiting=sum(watch.waiting for watch in active),
             )
 
-    def _enter(self) -> None:
+    def _succeed(self, instances: int, seconds: float, stages: Sequence[float]) -> None:
         with self._lock:
-            self._in_flight += 1
-            self._waiting += 1
-
-    def _begin(self) -> None:
-        with self._lock:
-            self._waiting -= 1
-
-    def _succeed(self, instances: int, seconds: float, stages: Sequence[float], waiting: bool) -> None:
-        with self._lock:
-            self._in_flight -= 1
-            self._waiting -= waiting
             self._calls["OK"] += 1
             self._instances += instances
             self._last = time.time()
@@ -169,10 +153,8 @@ class VersionMeter:
             for histogram, part in zip(self._stages, stages, strict=True):
                 histogram.add(part)
 
-    def _fail(self, code: str, seconds: float, waiting: bool) -> None:
+    def _fail(self, code: str, seconds: float) -> None:
         with self._lock:
-            self._in_flight -= 1
-            self._waiting -= waiting
             self._calls[code] = self._calls.get(code, 0) + 1
             self._failed_s += seconds
 
@@ -180,23 +162,24 @@ class VersionMeter:
 class Watch:
     """A stopwatch of one call for predictions: each `lap` ends the stage that goes on."""
 
-    __slots__ = ("_arrived", "_call", "_instances", "_last", "_meter", "_seconds", "_waiting")
+    __slots__ = ("_arrived", "_call", "_instances", "_last", "_meter", "_seconds", "waiting")
 
     def __init__(self, meter: VersionMeter, instances: int) -> None:
+        now = perf_counter()
         self._meter = meter
         self._instances = instances
         self._call = call = current.get()
-        now = perf_counter()
-        self._arrived = self._last = call.arrived if call is not None else now
-        self._seconds = [0.0] * len(Stage)
-        self._waiting = True
-        self.lap(Stage.RECEIVE, now)
+        self._arrived = self._last = now if call is None else call.arrived
+        self._seconds = [0.0] * len(STAGES)
+        self.waiting = True
+        """Whether the lap of QUEUE is to come."""
+        self.lap(RECEIVE, now)
 
     def __enter__(self) -> Watch:
-        self._meter._enter()
+        self._meter._active.add(self)
         return self
 
-    def lap(self, stage: Stage, at: float | None = None, rows: int = 0) -> None:
+    def lap(self, stage: int, at: float | None = None, rows: int = 0) -> None:
         """What happened since the lap before was this stage. The one of QUEUE ends the wait.
 
         `at` is the end of the stage, in seconds of `time.perf_counter`, where that is not now; `rows` the size of the
@@ -205,20 +188,20 @@ class Watch:
         began, ended = self._last, perf_counter() if at is None else at
         self._seconds[stage] += ended - began
         self._last = ended
-        if stage is Stage.QUEUE and self._waiting:
-            self._waiting = False
-            self._meter._begin()
+        if stage == QUEUE:
+            self.waiting = False
         if self._call is not None and self._call.span is not None:
             meter = self._meter
-            self._call.span.stage(stage.name.lower(), began, ended, meter.model, meter.version, rows or self._instances)
+            self._call.span.stage(STAGES[stage], began, ended, meter.model, meter.version, rows or self._instances)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._meter._active.discard(self)
         if error is None:
-            self._meter._succeed(self._instances, self._last - self._arrived, self._seconds, self._waiting)
+            self._meter._succeed(self._instances, self._last - self._arrived, self._seconds)
         else:
-            self._meter._fail(code_of(error), perf_counter() - self._arrived, self._waiting)
+            self._meter._fail(code_of(error), perf_counter() - self._arrived)
 
 
 class MethodMeter:
@@ -228,24 +211,27 @@ class MethodMeter:
         self._lock = threading.Lock()
         self._calls = {"OK": 0}
         self._seconds = Histogram(BOUNDS_S)
-        self._in_flight = 0
+        self._active: set[Call] = set()
 
-    def begin(self) -> None:
+    def begin(self, call: Call) -> None:
         """A thread has taken a call up."""
-        with self._lock:
-            self._in_flight += 1
+        self._active.add(call)
 
-    def end(self, code: str, seconds: float) -> None:
+    def end(self, call: Call, code: str, seconds: float) -> None:
         """It ended with this status, so long after it arrived."""
+        self._active.discard(call)
+        self.count(code, seconds)
+
+    def count(self, code: str, seconds: float) -> None:
+        """A call ended with this status, so long after it arrived."""
         with self._lock:
-            self._in_flight -= 1
             self._calls[code] = self._calls.get(code, 0) + 1
             self._seconds.add(seconds)
 
     def read(self) -> tuple[Mapping[str, int], Distribution, int]:
         """Calls by the name of their status, their times, and how many go on."""
         with self._lock:
-            return dict(self._calls), self._seconds.read(), self._in_flight
+            return dict(self._calls), self._seconds.read(), len(self._active)
 
 
 class Meters:
