@@ -1,14 +1,14 @@
 """How long a recommendation among a million items takes, beside the one product that it cannot do without.
 
-    python benchmarks/recommendation.py [--items 1000000] [--factors 64] [--seen 200] [--turns 15] [--threads 1 2]
+    python benchmarks/recommendation.py [--items 1000000] [--factors 64] [--seen 200] [--turns 21] [--threads 1 2]
                                         [--index] [--bundles DIR]
 
 Exports a model of random factors around 500 tastes by the plugin's own export, as training leaves an ALS model, and
 opens it in a process of its own for each number of threads. In turns it is asked for 10 items by one user, by 8 and by
 32 at once, all with their seen items left out, and numpy computes `V @ u` on as many threads. Prints the medians,
-those of a prediction's stages, and what opening took in seconds and memory. `--index` does the same with the approximate
-index, which takes many minutes to build, and prints what it finds of the exact best 10. `--bundles` keeps the bundles
-in a folder, and takes those that are there already.
+those of a prediction's stages, and what opening took in seconds and memory. `--index` does the same with the
+approximate index, which takes many minutes to build, and prints what it finds of the exact best 10. `--bundles` keeps
+the bundles in a folder, and takes those that are there already.
 
 Exits with 1 where one recommendation among all takes more than 1.3 times as long as `V @ u`, 32 at once bring less than
 5 times the throughput of one, or a ranking is not that of a brute-force search.
@@ -39,6 +39,9 @@ TASTES, OWN, NORM_SPREAD = 500, 0.8, 0.6
 """Clusters of the factors' directions, how far items and users lie towards their own, and the spread of their norms,
 which are log-normal: popular items have long vectors."""
 USERS = 1000
+
+
+REST_S = 0.1
 
 
 def factors(count: int, width: int, tastes: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -93,7 +96,8 @@ def memory() -> dict[str, float]:
 
 
 def timed(function: Callable[[], object]) -> float:
-    """Milliseconds of a call."""
+    """Milliseconds of a call, made when the threads of the last one no longer spin."""
+    time.sleep(REST_S)
     started = time.perf_counter()
     function()
     return (time.perf_counter() - started) * 1e3
@@ -169,7 +173,7 @@ def main() -> int:
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--factors", type=int, default=64)
     parser.add_argument("--seen", type=int, default=200)
-    parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--turns", type=int, default=21)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--index", action="store_true")
     parser.add_argument("--bundles", type=Path)
