@@ -12,13 +12,14 @@ NAME ?= training
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 ACME := tests/plugins/acme_regression
+TRITON := .tools/triton
 
 .PHONY: demo test guards lint protos bench quality constraints install
 
 demo: $(VENV)/.train
 	$(BIN)/luthier demo $(ARGS)
 
-test: $(VENV)/.acme
+test: $(VENV)/.acme $(TRITON)/.made
 	$(BIN)/python -m pytest $(ARGS)
 
 # Breaks what tests guard, one guard at a time, and shows that its test fails: a quarter of an hour.
@@ -47,7 +48,13 @@ quality: $(VENV)/.train
 constraints: $(VENV)/.dev
 	$(BIN)/python tools/pin.py > constraints.txt
 
-install: $(VENV)/.acme
+install: $(VENV)/.acme $(TRITON)/.made
+
+# Triton's client tools, which want an older protobuf: an environment of their own. perf_analyzer also wants Debian's libb64-0d.
+$(TRITON)/.made:
+	$(PYTHON) -m venv $(TRITON)
+	$(TRITON)/bin/pip install --quiet --disable-pip-version-check 'tritonclient[grpc]==2.50.0' nvidia-cuda-runtime-cu12==12.9.79
+	touch $@
 
 # Stamps: made again when what they were made from has changed. One environment serves all; [dev] includes [train].
 $(BIN)/python:

@@ -166,6 +166,48 @@ GUARDS = [
         "        operations.postpone(claim, error.message)\n",
         "        operations.fail(claim, error.status())\n",
     ),
+    Guard(
+        "room is made for a model before it is loaded",
+        "tests/faults/test_memory.py::test_three_models_under_a_budget_for_two[sqlite-0.0]",
+        "luthier/inference/residents.py",
+        "        while not self.fits(version, key):\n",
+        "        while False:\n",
+    ),
+    Guard(
+        "freed memory is given back to the system",
+        "tests/faults/test_memory.py::test_an_unload_gives_back_what_its_load_took",
+        "luthier/inference/memory.py",
+        "        _malloc_trim(0)\n",
+        "        pass\n",
+    ),
+    Guard(
+        "a version's memory waits for no collector",
+        "tests/unit/test_pool.py::test_nothing_waits_for_the_collector",
+        "luthier/inference/served.py",
+        "        self.predictor = predictor\n",
+        "        self.predictor, self.itself = predictor, self\n",
+    ),
+    Guard(
+        "a version is loaded before its alias moves",
+        "tests/unit/test_pool.py::test_a_version_is_warm_before_its_alias_moves",
+        "luthier/inference/pool.py",
+        "            failed = self._load_ahead(targets, versions)\n",
+        "            failed: dict[Key, LuthierError] = {}\n",
+    ),
+    Guard(
+        "what was unloaded is not loaded by a call",
+        "tests/unit/test_pool.py::test_what_was_unloaded_stays_so_until_it_is_wanted",
+        "luthier/inference/pool.py",
+        "        if key in self._unloaded:\n",
+        "        if False:\n",
+    ),
+    Guard(
+        "a version that is replaced is left to its calls",
+        "tests/faults/test_swaps.py::test_swaps_under_load_lose_nothing_and_mix_nothing[sqlite]",
+        "luthier/inference/residents.py",
+        '        log.info("version unloaded", version=name, why=why)\n',
+        '        getattr(predictor(), "__dict__", {}).clear()\n',
+    ),
 ]
 
 

@@ -78,6 +78,17 @@ class Recommendation(Task):
         users = examples["user"].unique().to_pylist()
         return [pb.Instance(user=user, k=metrics.CUTOFF, allow_unknown=True) for user in users]
 
+    def compare(self, config: Any, source: Sequence[Message], served: Sequence[Message]) -> Mapping[str, float]:
+        """With an approximate index, `index_recall_at_10`: the share of the model's best 10 that the bundle finds."""
+        from luthier_recommendation import metrics
+
+        if config.index != pb.INDEX_HNSW:
+            return {}
+        recall = metrics.recall_of_index(
+            cast(Sequence[pb.Prediction], source), cast(Sequence[pb.Prediction], served), config.min_recall
+        )
+        return {"index_recall_at_10": recall}
+
     def rows(self, examples: pa.Table) -> list[list[int]]:
         """All examples of a user, for each user in the order of `instances`."""
         rows: dict[str, list[int]] = {}

@@ -210,15 +210,23 @@ class FactorModel(Model):
 
     def graph(self) -> onnx.ModelProto:
         """One product with the items' factors."""
-        return graphs.dense(self._fitted.item_factors.T, scaled=True)
+        return graphs.factors(self._fitted.item_factors.T, self._inverse_norms)
+
+    def graph_of_candidates(self) -> onnx.ModelProto:
+        """The graph that serves it with an index."""
+        return graphs.factors_of_candidates(self._fitted.item_factors.T, self._inverse_norms)
 
     def arrays(self) -> dict[str, Array]:
         """All factors, and the norms that make cosines."""
         return {
             "user_factors": self._fitted.user_factors,
             "item_factors": self._fitted.item_factors,
-            "inverse_norms": (1 / self._fitted.item_norms).astype(np.float32),
+            "inverse_norms": self._inverse_norms,
         }
+
+    @property
+    def _inverse_norms(self) -> Array:
+        return np.asarray(1 / self._fitted.item_norms, dtype=np.float32)
 
 
 class Als(FactorModel):

@@ -12,7 +12,9 @@ from google.protobuf.message import Message
 
 from luthier.task import Codec, InvalidArgument
 from luthier.tasks.recommendation.v1.recommendation_pb2 import Instance, Prediction, ScoredItem, SimilarItemsInstance
+from luthier_recommendation import older
 from luthier_recommendation.files import Files
+from luthier_recommendation.index import Index
 from luthier_recommendation.queries import NO_USER, QUERIES, Queries, Request
 
 Array = npt.NDArray[Any]
@@ -27,11 +29,15 @@ _NOTHING = np.empty(0, dtype=np.int64)
 class RecommendationCodec(Codec):
     """Takes `Instance` and `SimilarItemsInstance`, mixed as they come."""
 
+    max_rows = 32
+    """With the items of a block of `graphs`, 32 MB of scores at a time."""
+
     def __init__(self, directory: Path) -> None:
         self._files = Files(directory)
-        self._users = {user: index for index, user in enumerate(self._files.users)}
-        self._items = {item: index for index, item in enumerate(self._files.items)}
+        self._users, self._items = self._files.users, self._files.items
         self._queries: Queries = QUERIES[self._files.description.algorithm](self._files)
+        expansion = self._files.description.expansion
+        self._index = Index(directory, expansion) if expansion else None
 
     def encode(self, instances: Sequence[Message]) -> Mapping[str, Array]:
         """Returns the inputs of `graphs`, one row for each instance."""
@@ -40,13 +46,17 @@ class RecommendationCodec(Codec):
         if violations:
             raise InvalidArgument(violations)
         requests = [self._request(one) for one in asked]
-        wanted = np.array([[self._num_wanted(one)] for one in asked], dtype=np.int64)
-        return {
+        # The same for all, so that the rows of all slices have the same length.
+        k = max([1, *map(self._num_wanted, asked)])
+        inputs = {
             **self._queries.inputs(requests),
-            "k": np.maximum(wanted, 1),
+            "k": np.full((len(asked), 1), k, dtype=np.int64),
             **_padded([self._adjustments(one, request) for one, request in zip(asked, requests, strict=True)]),
-            "mask": self._mask(asked),
+            **self._allowed(asked),
         }
+        if self._index:
+            inputs |= self._candidates(asked, requests, inputs["query"], self._index)
+        return older.inputs(inputs, self._files) if self._files.description.format == 1 else inputs
 
     def decode(self, outputs: Mapping[str, Array], instances: Sequence[Message]) -> list[Message]:
         """Returns the items of each row that are allowed, at most as many as its instance wants."""
@@ -85,11 +95,11 @@ class RecommendationCodec(Codec):
         """Looks up the ids of an instance without violations."""
         mean = self._files.description.mean_weight
         if isinstance(one, SimilarItemsInstance):
-            item = np.array([self._items[one.item]])
+            item = np.array([self._items.find(one.item)])
             return Request(user=NO_USER, items=item, weights=np.array([mean], np.float32), similar=True)
         history = self._known(one.history)
-        user = self._users.get(one.user, NO_USER)
-        if user == NO_USER:
+        user = self._users.find(one.user)
+        if user is None:
             return Request(user=NO_USER, items=history, weights=np.full(len(history), mean, np.float32))
         items, weights = self._files.seen.of(user)
         added = np.setdiff1d(history, items, assume_unique=True)
@@ -100,32 +110,58 @@ class RecommendationCodec(Codec):
 
     def _adjustments(self, one: Asked, request: Request) -> tuple[Array, Array]:
         """Items whose scores change, and by how much."""
-        denied = self._known(one.deny)
-        if not (isinstance(one, Instance) and one.include_seen):
-            excluded = np.concatenate([request.items, denied])
-            return excluded, np.full(len(excluded), -np.inf, np.float32)
-        exclusions = np.full(len(denied), -np.inf, np.float32)
-        own_shares = self._queries.own_shares(request)
+        excluded = self._excluded(one, request)
+        exclusions = np.full(len(excluded), -np.inf, np.float32)
+        own_shares = self._queries.own_shares(request) if isinstance(one, Instance) and one.include_seen else None
         if own_shares is None:
-            return denied, exclusions
-        return np.concatenate([denied, request.items]), np.concatenate([exclusions, -own_shares])
+            return excluded, exclusions
+        return np.concatenate([excluded, request.items]), np.concatenate([exclusions, -own_shares])
 
-    def _mask(self, asked: Sequence[Asked]) -> Array:
-        """Zeros, and minus infinity for what allow lists leave out; one column where there are no such lists."""
-        if not any(one.allow for one in asked):
-            return np.zeros((len(asked), 1), dtype=np.float32)
-        mask = np.zeros((len(asked), len(self._files.items)), dtype=np.float32)
-        for row, one in zip(mask, asked, strict=True):
-            if one.allow:
-                row[:] = -np.inf
-                row[self._known(one.allow)] = 0
-        return mask
+    def _excluded(self, one: Asked, request: Request) -> Array:
+        denied = self._known(one.deny)
+        seen_are_wanted = isinstance(one, Instance) and one.include_seen
+        return denied if seen_are_wanted else np.concatenate([request.items, denied])
+
+    def _candidates(
+        self, asked: Sequence[Asked], requests: Sequence[Request], queries: Array, index: Index
+    ) -> dict[str, Array]:
+        """The items that the index finds for each row, and which rows have all items scored all the same."""
+        found = [self._found(*each, index) for each in zip(asked, requests, queries, strict=True)]
+        width = max([1, *(len(items) for items in found if items is not None)])
+        candidates = np.full((len(asked), width), len(self._items), dtype=np.int64)
+        factors = np.zeros((len(asked), width, queries.shape[1]), dtype=np.float32)
+        item_factors = self._files.array("item_factors")
+        for row, items in enumerate(found):
+            if items is not None:
+                candidates[row, : len(items)] = items
+                factors[row, : len(items)] = item_factors[items]
+        scans = np.array([[items is None] for items in found])
+        return {"candidates": candidates, "candidate_factors": factors, "scans": scans}
+
+    def _found(self, one: Asked, request: Request, query: Array, index: Index) -> Array | None:
+        """What the index finds; None where it is not asked, or finds fewer items than are wanted."""
+        wanted = self._num_wanted(one)
+        if isinstance(one, SimilarItemsInstance) or one.allow:
+            return None
+        if not wanted:
+            return _NOTHING
+        found = index.search(query, self._excluded(one, request), wanted)
+        return found if len(found) == wanted else None
+
+    def _allowed(self, asked: Sequence[Asked]) -> dict[str, Array]:
+        """The items of allow lists."""
+        lists = [self._known(one.allow) for one in asked]
+        allowed = np.full((len(asked), max([1, *map(len, lists)])), len(self._items), dtype=np.int64)
+        for row, items in zip(allowed, lists, strict=True):
+            row[: len(items)] = items
+        return {"allowed": allowed, "is_restricted": np.array([[bool(one.allow)] for one in asked])}
 
     def _known(self, ids: Sequence[str]) -> Array:
         """Indexes of the distinct items among these that the model knows."""
         if not ids:
             return _NOTHING
-        return np.unique(np.array([self._items[id] for id in ids if id in self._items], dtype=np.int64))
+        found = map(self._items.find, ids)
+        return np.unique(np.array([index for index in found if index is not None], dtype=np.int64))
 
     def _prediction(self, items: Array, scores: Array, one: Asked) -> Prediction:
         wanted = self._num_wanted(one)

@@ -1,13 +1,16 @@
 """The files of a bundle beside `model.onnx`: what was learnt from, in arrays that are mapped, not read.
 
-model.json            algorithm, settings and sizes
-users.json            ids, by index
-items.json            ids, by index
-titles.json           titles of the items by index, where the data set has titles
+model.json            format, algorithm, settings and sizes
+users.*.npy           ids of the users, see `texts.Ids`
+items.*.npy           ids of the items
+titles.*.npy          titles of the items, where the data set has titles; see `texts.Texts`
+index.faiss           the approximate index, where there is one, see `index`
 seen.indptr.npy       int64 [users + 1]: where each user's items begin in the next two
 seen.indices.npy      int32: items of the users
 seen.weights.npy      float32: their weights, where weights count
 *.npy                 further arrays of the algorithm, see `queries`
+
+Format 1 had ids and titles in the lists users.json, items.json and titles.json, and graphs with the inputs of `older`.
 """
 
 from __future__ import annotations
@@ -21,7 +24,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from luthier.task import FailedPrecondition
+from luthier_recommendation.texts import Ids, Texts
+
 Array = npt.NDArray[Any]
+
+FORMAT = 2
+"""Of the bundles that are written; this one and older ones are read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +45,10 @@ class Description:
     """Pairs of user and item that it learnt from."""
     mean_weight: float
     """Mean weight of an interaction: what an item of a history counts."""
+    expansion: int = 0
+    """How widely the approximate index is searched, see `index.EXPANSIONS`; 0 where there is none."""
+    format: int = FORMAT
+    """Of the bundle."""
 
 
 @dataclass(frozen=True)
@@ -70,17 +83,23 @@ class Files:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self.description = Description(**_read(directory / "model.json"))
-        self.users: list[str] = _read(directory / "users.json")
-        self.items: list[str] = _read(directory / "items.json")
-        titles = directory / "titles.json"
-        self.titles: list[str] = _read(titles) if titles.exists() else []
+        self.description = _description(directory)
+        self.users = Ids(self._texts("users", Ids))
+        self.items = Ids(self._texts("items", Ids))
+        has_titles = any((directory / name).exists() for name in ("titles.text.npy", "titles.json"))
+        self.titles = Texts(self._texts("titles", Texts)) if has_titles else None
         self.seen = self.rows("seen")
 
     def array(self, name: str) -> Array:
         """One of the arrays, mapped into memory."""
         # The base class, for slices of numpy.memmap cost microseconds each.
         return np.asarray(np.load(self._directory / f"{name}.npy", mmap_mode="r"))
+
+    def _texts(self, name: str, kind: type[Texts]) -> Mapping[str, Array]:
+        """Arrays of `kind`, made from a list in format 1."""
+        if self.description.format == 1:
+            return kind.arrays_of(_read(self._directory / f"{name}.json"))
+        return {part: self.array(f"{name}.{part}") for part in kind.parts}
 
     def rows(self, name: str) -> Rows:
         """One of the sparse matrices."""
@@ -102,12 +121,13 @@ def write(
     arrays: Mapping[str, Array],
 ) -> None:
     """Writes all files but the model."""
-    _write(directory / "model.json", asdict(description))
-    _write(directory / "users.json", users)
-    _write(directory / "items.json", items)
+    text = json.dumps(asdict(description), ensure_ascii=False, separators=(",", ":"))
+    (directory / "model.json").write_text(text, encoding="utf-8")
+    texts = {"users": Ids.arrays_of(users), "items": Ids.arrays_of(items)}
     if titles:
-        _write(directory / "titles.json", [titles.get(item, "") for item in items])
-    for name, array in arrays.items():
+        texts["titles"] = Texts.arrays_of(titles.get(item, "") for item in items)
+    parts = {f"{name}.{part}": array for name, each in texts.items() for part, array in each.items()}
+    for name, array in {**parts, **arrays}.items():
         np.save(directory / f"{name}.npy", np.ascontiguousarray(array))
 
 
@@ -119,9 +139,15 @@ def rows_to_arrays(name: str, matrix: Any) -> dict[str, Array]:
     return arrays
 
 
+def _description(directory: Path) -> Description:
+    described = {"format": 1, **_read(directory / "model.json")}
+    if described["format"] > FORMAT:
+        raise FailedPrecondition(
+            f"the bundle is a recommender of format {described['format']}, this server reads up to {FORMAT}; "
+            "update the server"
+        )
+    return Description(**described)
+
+
 def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _write(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")

@@ -9,7 +9,7 @@ import math
 from collections.abc import Collection, Hashable, Sequence
 from typing import TYPE_CHECKING
 
-from luthier.task import Evaluation
+from luthier.task import Evaluation, ParityFailed
 from luthier.tasks.recommendation.v1.recommendation_pb2 import Prediction
 
 if TYPE_CHECKING:
@@ -68,3 +68,22 @@ def score(examples: pa.Table, predictions: Sequence[Prediction]) -> Evaluation:
     metrics = {name: total / len(relevant) for name, total in sums.items()}
     metrics["coverage"] = len(recommended) / len(known | recommended)
     return Evaluation(num_examples=len(relevant), metrics=metrics)
+
+
+def recall_of_index(exact: Sequence[Prediction], found: Sequence[Prediction], wanted: float) -> float:
+    """The mean share of the exact best 10 items that are found, over the predictions that have any; 1 without such.
+
+    Raises ParityFailed where it is below what is wanted.
+    """
+    shares = []
+    for one, other in zip(exact, found, strict=True):
+        best = {scored.item for scored in one.items[:CUTOFF]}
+        if best:
+            shares.append(len(best.intersection(scored.item for scored in other.items[:CUTOFF])) / len(best))
+    recall = sum(shares) / len(shares) if shares else 1.0
+    if recall < wanted:
+        raise ParityFailed(
+            f"the approximate index finds {recall:.4f} of the exact best {CUTOFF} items for {len(shares)} users, where "
+            f"config.min_recall asks for {wanted:g}; lower it, or tune with index=EXACT; nothing was published"
+        )
+    return recall

@@ -88,7 +88,7 @@ class Factors(Queries):
     """The query of a known user is his factors, that of any other profile is folded in from its items' factors.
 
     `user_factors` and `item_factors` are float32 [users, f] and [items, f]. Similar items are those of the highest
-    cosine, so their scores are scaled by `inverse_norms` float32 [items].
+    cosine, so their query is divided by the item's norm, whose inverse is in `inverse_norms` float32 [items].
     """
 
     def __init__(self, files: Files) -> None:
@@ -98,13 +98,9 @@ class Factors(Queries):
         self._inverse_norms = files.array("inverse_norms")
 
     def inputs(self, requests: Sequence[Request]) -> dict[str, Array]:
-        """`query` [batch, f], and `scale` [batch, 1], or [batch, items] where similar items are asked for."""
+        """`query` [batch, f], and `is_similar` [batch, 1]: whether similar items are asked for."""
         query = np.asarray([self._query(request) for request in requests], dtype=np.float32)
-        scale = np.ones((len(requests), 1), dtype=np.float32)
-        similar = [request.similar for request in requests]
-        if any(similar):
-            scale = np.where(np.array(similar)[:, None], self._inverse_norms, scale)
-        return {"query": query, "scale": scale}
+        return {"query": query, "is_similar": np.array([[request.similar] for request in requests])}
 
     def _query(self, request: Request) -> Array:
         if request.similar:

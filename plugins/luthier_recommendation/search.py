@@ -11,7 +11,7 @@ import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
 from luthier.task import InvalidArgument, Run
-from luthier.tasks.recommendation.v1.recommendation_pb2 import Algorithm, Config
+from luthier.tasks.recommendation.v1.recommendation_pb2 import Algorithm, Config, Index
 from luthier_recommendation import metrics
 from luthier_recommendation.algorithms import MAX_MODEL_BYTES, Als, Bm25, Bpr, Ease, Fit, Model, Popularity, Settings
 from luthier_recommendation.interactions import Interactions
@@ -67,6 +67,8 @@ AUTO = (
     Algorithm.ALGORITHM_BM25,
     Algorithm.ALGORITHM_BPR,
 )
+OF_FACTORS = (ALGORITHMS[Algorithm.ALGORITHM_ALS], ALGORITHMS[Algorithm.ALGORITHM_BPR])
+"""What AUTO tries with an approximate index."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +187,12 @@ def _best_of_row(scores: Array, k: int, least: float) -> Array:
 def _candidates(config: Config, shape: tuple[int, int]) -> list[Algo]:
     """The algorithms that the config leaves open."""
     if config.algorithm in ALGORITHMS:
-        return [ALGORITHMS[config.algorithm]]
+        algorithm = ALGORITHMS[config.algorithm]
+        if config.index == Index.INDEX_HNSW and algorithm not in OF_FACTORS:
+            raise InvalidArgument({"config.index": f"{algorithm.name} has no factors to index; ALS and BPR have"})
+        return [algorithm]
+    if config.index == Index.INDEX_HNSW:
+        return list(OF_FACTORS)
     ease_is_quick = min(shape) <= EASE_MAX_SIDE and Ease.served_bytes(*shape, Settings()) <= EASE_MAX_BYTES
     return [ALGORITHMS[id] for id in AUTO if id != Algorithm.ALGORITHM_EASE or ease_is_quick]
 

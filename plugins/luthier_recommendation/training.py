@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 from google.protobuf.message import Message
 
 from luthier.task import MODEL_FILE, Run
-from luthier_recommendation import files, reference, search, warm_start
-from luthier_recommendation.algorithms import Fit, Model, Settings
+from luthier.tasks.recommendation.v1.recommendation_pb2 import Index
+from luthier_recommendation import files, index, metrics, reference, search, warm_start
+from luthier_recommendation.algorithms import FactorModel, Fit, Model, Settings
 from luthier_recommendation.data import titles_of
 from luthier_recommendation.interactions import Interactions
 
@@ -25,6 +27,12 @@ class Recommender:
     settings: Settings
     interactions: Interactions
     titles: Mapping[str, str]
+    min_recall: float | None = None
+    """What its approximate index has to find, where it is to have one."""
+
+
+RECALL_USERS = 200
+"""Users on whom it is measured how widely the index has to be searched."""
 
 
 def fine_tune(run: Run) -> Recommender:
@@ -35,6 +43,9 @@ def fine_tune(run: Run) -> Recommender:
     that it knows begin at its factors.
     """
     started = time.perf_counter()
+    min_recall = run.config.min_recall if run.config.index == Index.INDEX_HNSW else None
+    if min_recall is not None:
+        index.library()  # Hours of training before it is missed help nobody.
     interactions = Interactions.of(run.parts, use_weights=run.config.use_weights, seed=run.seed)
     if run.base is None:
         choice, start = search.choose(run, interactions), None
@@ -58,7 +69,13 @@ def fine_tune(run: Run) -> Recommender:
         "items": num_items,
         "interactions": interactions.all.nnz,
     }
-    return Recommender(model=model, settings=choice.settings, interactions=interactions, titles=titles_of(run.parts))
+    return Recommender(
+        model=model,
+        settings=choice.settings,
+        interactions=interactions,
+        titles=titles_of(run.parts),
+        min_recall=min_recall,
+    )
 
 
 def predict(model: Recommender, instances: Sequence[Message]) -> list[Message]:
@@ -67,14 +84,21 @@ def predict(model: Recommender, instances: Sequence[Message]) -> list[Message]:
 
 
 def export(model: Recommender, directory: Path) -> None:
-    """Writes the graph, and the files of `files`."""
-    interactions = model.interactions
-    onnx.save(model.model.graph(), directory / MODEL_FILE)
+    """Writes the graph, the files of `files`, and the index where there is to be one."""
+    interactions, expansion = model.interactions, 0
+    if model.min_recall is None:
+        graph = model.model.graph()
+    else:
+        assert isinstance(model.model, FactorModel)
+        graph = model.model.graph_of_candidates()
+        expansion = _index(model.model, interactions, model.min_recall, directory)
+    onnx.save(graph, directory / MODEL_FILE)
     description = files.Description(
         algorithm=model.model.name,
         settings={name: value for name, value in asdict(model.settings).items() if value},
         interactions=interactions.all.nnz,
         mean_weight=interactions.mean_weight,
+        expansion=expansion,
     )
     files.write(
         directory,
@@ -84,3 +108,22 @@ def export(model: Recommender, directory: Path) -> None:
         titles=model.titles,
         arrays={**files.rows_to_arrays("seen", interactions.all), **model.model.arrays()},
     )
+
+
+def _index(model: FactorModel, interactions: Interactions, min_recall: float, directory: Path) -> int:
+    """Builds the index; returns the least expansion that finds enough for some of the users, seen items left out.
+
+    Enough is halfway from `min_recall` to all, as the users that publication is judged by are others. Where none finds
+    that, it is the largest, and publication decides.
+    """
+    arrays = model.arrays()
+    index.build(directory, arrays["item_factors"])
+    random = np.random.default_rng(0)
+    num_users = interactions.all.shape[0]
+    users = random.choice(num_users, min(RECALL_USERS, num_users), replace=False)
+    queries = [(arrays["user_factors"][user], interactions.all[user].indices) for user in users]
+    exact = [index.best(arrays["item_factors"], *query, metrics.CUTOFF) for query in queries]
+    for expansion in index.EXPANSIONS:
+        if index.recall(index.Index(directory, expansion), queries, exact, metrics.CUTOFF) >= (1 + min_recall) / 2:
+            break
+    return expansion

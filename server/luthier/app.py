@@ -22,10 +22,11 @@ from luthier.housekeeping import Housekeeping
 from luthier.inference.lanes import Cores
 from luthier.inference.pool import ModelPool
 from luthier.inference.threads import Threads
-from luthier.oip.v2 import open_inference_pb2_grpc
 from luthier.operations import Operations
 from luthier.registry import Registry
+from luthier.replicas import CannotListen, Replicas, check_free
 from luthier.revisions import Revisions
+from luthier.services.admission import Admission
 from luthier.services.bases import BaseService
 from luthier.services.batch_predictions import BatchPredictionService
 from luthier.services.binding import PooledServer
@@ -54,23 +55,24 @@ from luthier.v1 import (
 log = structlog.get_logger()
 
 _OPTIONS = {
-    # A second server must not take the port silently.
-    "grpc.so_reuseport": 0,
     # Pings that clients may send: every 20 s, without a call too. Clients of ours send one every 30 s.
     "grpc.http2.min_ping_interval_without_data_ms": 20_000,
     "grpc.keepalive_permit_without_calls": 1,
 }
 
 
-class CannotListen(Exception):
-    """The address is taken by another process, or none of this machine."""
+_DOOR = 16
+"""How many times more calls may wait for a thread, of all models, than may wait for one model."""
 
 
 class App:
     """One server process."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, shares_port: bool = False) -> None:
+        """`shares_port` says that this is one of another process's replicas."""
         self._settings = settings
+        self._is_replica = shares_port
+        self._replicas = Replicas(settings, settings.processes - 1)
         self._store = Store(settings.home, settings.artefacts)
         self._store.check()
         self._database = Database(settings.database)
@@ -89,6 +91,7 @@ class App:
             Cores(count, self._predictions),
             device=settings.serve_device,
             most_waiting=settings.most_waiting,
+            memory_mb=settings.serve_memory_mb,
         )
         self._revisions = Revisions(self._database, settings.poll_s, self._pool.refresh)
         self._supervisor = Supervisor(settings, self._operations, self._store)
@@ -101,8 +104,13 @@ class App:
 
     def _bind(self) -> tuple[grpc.Server, list[str]]:
         """The gRPC server with every service in its pool, and the services' names."""
-        options = _OPTIONS | {"grpc.max_receive_message_length": self._settings.max_request_bytes}
-        server = grpc.server(self._predictions, interceptors=[ErrorInterceptor()], options=list(options.items()))
+        options = _OPTIONS | {
+            "grpc.max_receive_message_length": self._settings.max_request_bytes,
+            "grpc.so_reuseport": int(self._is_replica or self._settings.processes > 1),
+        }
+        admission = Admission(self._predictions, self._control, _DOOR * self._settings.most_waiting)
+        interceptors = [ErrorInterceptor(), admission]
+        server = grpc.server(self._predictions, interceptors=interceptors, options=list(options.items()))
         pooled = PooledServer(server, self._control, self._streams)
         catalogue = Catalogue.load(self._settings.home / "bases.toml", self._database)
         registry, store, operations = self._registry, self._store, self._operations
@@ -129,9 +137,7 @@ class App:
         operation_pb2_grpc.add_OperationServiceServicer_to_server(OperationService(operations, self._revisions), pooled)
         predicting = PooledServer(server, None, self._streams)
         prediction_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionService(self._pool), predicting)
-        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
-            OpenInferenceService(self._pool, self._is_ready), predicting
-        )
+        predicting.add_generic_rpc_handlers([OpenInferenceService(self._pool, self._is_ready).handler()])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, pooled)
         for task in self._plugins.tasks.values():
             server.add_generic_rpc_handlers([typed_handler(self._pool, task)])
@@ -153,30 +159,49 @@ class App:
         Raises CannotListen.
         """
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        try:
-            port: int = self._server.add_insecure_port(self._settings.listen)
-        except RuntimeError as error:
-            message = f"cannot listen on {self._settings.listen}: another process has it, or it is not of this machine"
-            raise CannotListen(message) from error
-        self._server.start()
-        try:
-            self._pool.refresh()
-        except StoreUnavailable as error:
-            # The others can be served; these are tried again at each look for changes.
-            log.warning("artefacts unreachable", why=error.message)
+        if self._is_replica:
+            # A caller who is given to this process is to find its models.
+            self._load()
+            port = self._listen()
+        else:
+            port = self._listen()
+            self._replicas.start(f"{self._settings.listen.rpartition(':')[0]}:{port}")
+            self._load()
+            self._replicas.wait()
         self._revisions.start()
         self._supervisor.start()
         self._set_health(health_pb2.HealthCheckResponse.SERVING)
         self._housekeeping.start()
         return port
 
+    def _listen(self) -> int:
+        """Binds the port and begins to answer."""
+        if self._settings.processes > 1:
+            check_free(self._settings.listen)
+        try:
+            port: int = self._server.add_insecure_port(self._settings.listen)
+        except RuntimeError as error:
+            message = f"cannot listen on {self._settings.listen}: another process has it, or it is not of this machine"
+            raise CannotListen(message) from error
+        self._server.start()
+        return port
+
+    def _load(self) -> None:
+        try:
+            self._pool.refresh()
+        except StoreUnavailable as error:
+            # The others can be served; these are tried again at each look for changes.
+            log.warning("artefacts unreachable", why=error.message)
+
     def stop(self) -> None:
         """Says NOT_SERVING, lets calls in flight finish, gives operations back and closes everything."""
         self._health.enter_graceful_shutdown()
         stopped = self._server.stop(self._settings.drain_s)
+        self._replicas.stop()
         self._housekeeping.stop()
         self._supervisor.stop()
         self._revisions.stop()
+        self._pool.close()
         stopped.wait()
         for pool in (self._predictions, self._control, self._streams):
             pool.shutdown()
@@ -194,12 +219,12 @@ class App:
 _SERVICES = ("Task", "Base", "Dataset", "Model", "Evaluation", "Prediction", "BatchPrediction", "Operation")
 
 
-def run(settings: Settings) -> int:
+def run(settings: Settings, shares_port: bool = False) -> int:
     """Serves until SIGTERM or SIGINT, and returns an exit status: 0, or 1 where it cannot listen."""
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    app = App(settings)
+    app = App(settings, shares_port)
     try:
         port = app.start()
     except CannotListen as error:

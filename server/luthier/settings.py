@@ -38,10 +38,13 @@ class Settings(BaseSettings):
     artefacts: str = Field(
         "", description="Where several homes share artefacts, such as s3://bucket/luthier. Empty: each has its own."
     )
+    processes: int = Field(
+        1, ge=1, description="Server processes on the port, each with models of its own in memory; for many cores."
+    )
     prediction_threads: int = Field(
-        default_factory=lambda: len(os.sched_getaffinity(0)),
+        default_factory=lambda others: max(1, len(os.sched_getaffinity(0)) // others["processes"]),
         ge=1,
-        description="Threads that predict. Default: as many as cores.",
+        description="Threads that predict, in each process. Default: as many as cores, shared by the processes.",
     )
     most_waiting: int = Field(64, ge=1, description="Most predictions that may wait for one model; others are refused.")
     control_threads: int = Field(8, ge=1, description="Threads for calls that use the database, and for health.")
@@ -51,6 +54,9 @@ class Settings(BaseSettings):
     jobs: int = Field(1, ge=0, description="Other operations run at once by this process; 0: none.")
     train_device: str = Field("cpu", description="Where this process's trainings compute: cpu, cuda, or cuda:1.")
     serve_device: str = Field("cpu", description="Where predictions compute: cpu, cuda, or cuda:1.")
+    serve_memory_mb: int = Field(
+        0, ge=0, description="Most MB that the serving process is to hold, models and all else; 0: no limit."
+    )
     lease_s: float = Field(
         15.0, gt=0, description="Seconds after which a silent worker's operation is given to another."
     )

@@ -21,7 +21,7 @@ from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor, Servic
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from luthier.errors import InvalidArgument, InvalidData
+from luthier.errors import FailedPrecondition, InvalidArgument, InvalidData, ParityFailed
 from luthier.v1.dataset_pb2 import DataProblem, Split
 from luthier.v1.evaluation_pb2 import ClassScores, ConfusionMatrix, Curve, Evaluation
 
@@ -37,9 +37,11 @@ __all__ = [
     "DataFile",
     "DataProblem",
     "Evaluation",
+    "FailedPrecondition",
     "InvalidArgument",
     "InvalidData",
     "Method",
+    "ParityFailed",
     "Picture",
     "ReadOption",
     "Run",
@@ -307,6 +309,15 @@ class Task(ABC):
     def score(self, examples: pa.Table, predictions: Sequence[Message]) -> Evaluation:
         """Scores predictions for `instances(examples)`: fills metrics, num_examples, and as far as the task has them
         per_class, confusion_matrix and curves; `luthier.curves` draws the usual ones."""
+
+    def compare(self, config: Any, source: Sequence[Message], served: Sequence[Message]) -> Mapping[str, float]:
+        """Figures of how near the bundle that is published comes to the model it was exported from, beside parity.
+
+        `source` and `served` are their predictions for the same instances, those that parity is judged on. The figures
+        are kept with the version, among those of its training. Raises ParityFailed where it falls short of what the
+        config demands; then nothing is published. As it stands: none.
+        """
+        return {}
 
     def rows(self, examples: pa.Table) -> Sequence[Sequence[int]]:
         """The rows that each of `instances(examples)` stands for. As it stands: one row each, in order."""

@@ -75,6 +75,10 @@ class TestAls(RecommendationConformance):
     config = pb.Config(algorithm=pb.ALGORITHM_ALS, factors=8, regularization=1)
 
 
+class TestAlsWithAnIndex(RecommendationConformance):
+    config = pb.Config(algorithm=pb.ALGORITHM_ALS, factors=8, regularization=1, index=pb.INDEX_HNSW)
+
+
 class TestBm25(RecommendationConformance):
     config = pb.Config(algorithm=pb.ALGORITHM_BM25)
 

@@ -220,3 +220,32 @@ def test_calibration_is_drawn_by_the_seed_and_encoded_by_the_codec(
     assert set(drawn(0)) < set(rows(100, seed=1)["text"].to_pylist())
     assert drawn(0) == drawn(0) != drawn(1)
     assert "calibrating int8" in fixture.stages
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "chosen"),
+    [
+        # A recommender: one product for all.
+        ({1: 8.4, 2: 10.0, 4: 13.0, 8: 22.0, 16: 40.0, 32: 78.0}, 32),
+        # A convolution: twice as long for twice as many.
+        ({1: 1.1, 2: 2.2, 4: 4.5, 8: 9.9}, 1),
+        # A small network: much is saved, and less than it takes to put calls together.
+        ({1: 0.06, 2: 0.065, 32: 0.2}, 1),
+        # It grows slow again.
+        ({1: 2.0, 2: 2.4, 4: 3.2, 8: 5.6, 16: 20.0}, 8),
+        # A seventh is saved, which is not enough.
+        ({1: 10.0, 2: 17.4}, 1),
+        ({1: 600.0}, 1),
+    ],
+)
+def test_calls_go_together_where_that_saves_enough(milliseconds: dict[int, float], chosen: int) -> None:
+    timings = [model_pb2.Serving.Timing(rows=rows, milliseconds=ms) for rows, ms in milliseconds.items()]
+    assert variants.most_rows(timings) == chosen
+
+
+def test_times_of_several_at_once_are_kept(tmp_path: Path) -> None:
+    fixture = Fixture(tmp_path, np.eye(WIDTH), Largest())
+    found = variants.measure(fixture.task, fixture.float32.directory, fixture.task.instances(fixture.examples))
+    assert [timing.rows for timing in found.timings] == [1, 2, 4, 8, 16, 32]
+    assert all(timing.milliseconds > 0 for timing in found.timings)
+    assert found.most_rows == variants.most_rows(found.timings)

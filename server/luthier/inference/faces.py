@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,15 +26,10 @@ class Face(Protocol):
 
     platform: str
 
-    @property
-    def inputs(self) -> Sequence[Tensor]:
-        """What it takes."""
+    inputs: Mapping[str, Tensor]
+    outputs: Mapping[str, Tensor]
 
-    @property
-    def outputs(self) -> Sequence[Tensor]:
-        """What it gives."""
-
-    def infer(self, arrays: Arrays, wanted: Collection[str], caller: Caller = ANYBODY) -> Arrays:
+    def infer(self, arrays: Arrays, wanted: Sequence[str], caller: Caller = ANYBODY) -> Arrays:
         """The wanted outputs; raises InvalidArgument where the inputs cannot be computed."""
 
 
@@ -45,12 +40,12 @@ class GraphFace:
 
     def __init__(self, predictor: Predictor, compute: Compute) -> None:
         self._compute = compute
-        self.inputs = predictor.inputs
-        self.outputs = predictor.outputs
+        self.inputs: Mapping[str, Tensor] = by_name(predictor.inputs)
+        self.outputs: Mapping[str, Tensor] = by_name(predictor.outputs)
 
-    def infer(self, arrays: Arrays, wanted: Collection[str], caller: Caller = ANYBODY) -> Arrays:
+    def infer(self, arrays: Arrays, wanted: Sequence[str], caller: Caller = ANYBODY) -> Arrays:
         """Runs the graph."""
-        return self._compute(arrays, [output.name for output in self.outputs if output.name in wanted], caller)
+        return self._compute(arrays, wanted, caller)
 
 
 class InstancesFace:
@@ -67,19 +62,21 @@ class InstancesFace:
         method = task.methods[0]
         self._instance = method.instance
         self._predict = predict
-        self.inputs = [t for f in method.instance.DESCRIPTOR.fields if (t := _tensor(f, optional=True))]
+        self.inputs: Mapping[str, Tensor] = by_name(
+            t for f in method.instance.DESCRIPTOR.fields if (t := _tensor(f, optional=True))
+        )
         plain = [f for f in method.prediction.DESCRIPTOR.fields if not f.is_repeated and f.name != self.WHOLE.name]
-        self.outputs = [*(t for f in plain if (t := _tensor(f))), self.WHOLE]
+        self.outputs: Mapping[str, Tensor] = by_name([*(t for f in plain if (t := _tensor(f))), self.WHOLE])
 
-    def infer(self, arrays: Arrays, wanted: Collection[str], caller: Caller = ANYBODY) -> Arrays:
+    def infer(self, arrays: Arrays, wanted: Sequence[str], caller: Caller = ANYBODY) -> Arrays:
         """Predicts by way of the codec."""
         predictions = self._predict(self._instances(arrays), caller)
-        return {o.name: _column(predictions, o) for o in self.outputs if o.name in wanted}
+        return {name: _column(predictions, self.outputs[name]) for name in wanted}
 
     def _instances(self, arrays: Arrays) -> list[Message]:
         fields = self._instance.DESCRIPTOR.fields_by_name
         if not arrays:
-            raise InvalidArgument({"inputs": f"there are none; give some of {', '.join(t.name for t in self.inputs)}"})
+            raise InvalidArgument({"inputs": f"there are none; give some of {', '.join(self.inputs)}"})
         instances = [self._instance() for _ in next(iter(arrays.values()))]
         violations = {}
         for name, array in arrays.items():
@@ -97,6 +94,11 @@ class InstancesFace:
         if violations:
             raise InvalidArgument(violations)
         return instances
+
+
+def by_name(tensors: Iterable[Tensor]) -> dict[str, Tensor]:
+    """Tensors by their names, in order."""
+    return {tensor.name: tensor for tensor in tensors}
 
 
 _DATATYPES = {

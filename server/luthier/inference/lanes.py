@@ -1,8 +1,8 @@
 """Whose turn it is: a bounded queue for each model, and as many calls at once as there are cores.
 
-A call goes through its model's `Lane`. One that takes little longer than waking a thread is computed at once. Any other
-takes a core, or waits in the lane until one is free; the lanes take turns. Whoever gets a core takes along the calls behind
-it where the model was measured to be faster with several at once: nobody waits for others to come.
+A call goes through its model's `Lane`. One that takes little longer than waking a thread is computed at once. Any
+other takes a core, or waits in the lane until one is free; the lanes take turns. Whoever gets a core takes along the
+calls behind it where the model was measured to be faster with several at once: nobody waits for others to come.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from luthier.errors import Cancelled, DeadlineExceeded, ResourceExhausted
+from luthier.inference.tally import Tally
 from luthier.inference.threads import Threads
 
 P = TypeVar("P")
@@ -22,12 +22,11 @@ R = TypeVar("R")
 
 AT_ONCE_S = 0.0005
 """Below this a call is computed at once: handing a core over takes a tenth of it."""
-_MEMORY = 0.1
-"""Weight of the newest call in the mean time for a row."""
+_DOWN, _UP = 0.18, 0.02
+"""Weights of a newest call that is quicker or slower than what is known: balanced where one of ten is quicker."""
 
 
-@dataclass(frozen=True)
-class Caller:
+class Caller(NamedTuple):
     """Who waits for an answer."""
 
     remaining_s: float | None = None
@@ -41,7 +40,7 @@ ANYBODY = Caller()
 class _Call(Generic[P, R]):
     """A call that wants a core."""
 
-    __slots__ = ("batch", "caller", "deadline", "error", "key", "payload", "result", "rows", "turn")
+    __slots__ = ("batch", "began", "caller", "deadline", "error", "key", "payload", "result", "rows", "turn")
 
     def __init__(self, payload: P, rows: int, key: Hashable, caller: Caller) -> None:
         self.payload = payload
@@ -52,8 +51,16 @@ class _Call(Generic[P, R]):
         self.turn = threading.Lock()
         """Held until the call is answered or is to compute `batch`."""
         self.batch: list[_Call[P, R]] | None = None
+        self.began = 0.0
+        """When its computation began, by `time.perf_counter`."""
         self.result: R | None = None
         self.error: Exception | None = None
+
+    def patience_s(self) -> float:
+        """Seconds until its caller gives up, for a lock to wait; -1: for ever."""
+        if self.deadline is None:
+            return -1
+        return min(max(0.0, self.deadline - time.monotonic()), threading.TIMEOUT_MAX)
 
     def answer(self, result: R | None, error: Exception | None = None) -> None:
         self.result, self.error = result, error
@@ -88,7 +95,7 @@ class Cores:
             while self._lanes:
                 lane = self._lanes.popleft()
                 batch = lane.next_batch()
-                if lane.has_waiting:
+                if lane.num_waiting:
                     self._lanes.append(lane)
                 if batch:
                     batch[0].batch = batch
@@ -107,6 +114,7 @@ class Lane(Generic[P, R]):
         compute: Callable[[Sequence[P]], Sequence[R]],
         *,
         row_s: float,
+        tally: Tally,
         most_rows: int = 1,
         most_waiting: int = 64,
     ) -> None:
@@ -117,30 +125,41 @@ class Lane(Generic[P, R]):
         self._cores = cores
         self._name = name
         self._compute = compute
-        self._row_s = row_s
+        self.row_s = row_s
+        """Seconds for a row, of late: what the quickest tenth take, so that waiting for the interpreter is left out."""
         self._most_rows = most_rows
         self._most_waiting = most_waiting
+        self._tally = tally
         self._waiting: deque[_Call[P, R]] = deque()
 
     @property
-    def has_waiting(self) -> bool:
-        """Whether calls wait."""
-        return bool(self._waiting)
+    def num_waiting(self) -> int:
+        """Calls that wait for their turn."""
+        return len(self._waiting)
 
-    def run(self, payload: P, rows: int, caller: Caller = ANYBODY, key: Hashable = None) -> R:
+    def run(self, payload: P, rows: int, caller: Caller = ANYBODY, key: Callable[[], Hashable] = lambda: None) -> R:
         """Computes one call, on this thread or together with others on another.
 
         Calls of different keys are never put together. Raises what `compute` raises for this one alone;
         ResourceExhausted where too many wait; DeadlineExceeded where the caller will not wait long enough, or has not;
         Cancelled where the caller has gone.
         """
-        if rows * self._row_s < AT_ONCE_S:
-            started = time.perf_counter()
-            [result] = self._compute([payload])
-            self._learn((time.perf_counter() - started) / rows)
-            return result
-        with self._cores.threads.aside():
-            return self._in_turn(_Call(payload, rows, key, caller))
+        began = time.perf_counter()
+        try:
+            if rows * self.row_s < AT_ONCE_S:
+                [result] = self._compute([payload])
+                took_s, queue_s = time.perf_counter() - began, 0.0
+                self._learn(took_s / rows)
+            else:
+                call = _Call[P, R](payload, rows, key(), caller)
+                with self._cores.threads.aside():
+                    result = self._in_turn(call)
+                took_s, queue_s = time.perf_counter() - began, call.began - began
+        except Exception as error:
+            self._tally.failed(getattr(error, "reason", "INTERNAL"), time.perf_counter() - began)
+            raise
+        self._tally.answered(queue_s, took_s)
+        return result
 
     def next_batch(self) -> list[_Call[P, R]]:
         """The calls to compute next, out of the queue; none where nobody waits any more. With the lock held."""
@@ -156,7 +175,7 @@ class Lane(Generic[P, R]):
                 continue
             if batch and (call.key != batch[0].key or rows + call.rows > self._most_rows):
                 break
-            if batch and self._is_late((rows + call.rows) * self._row_s, now, [*batch, call]):
+            if batch and self._is_late((rows + call.rows) * self.row_s, now, [*batch, call]):
                 break
             batch.append(self._waiting.popleft())
             rows += call.rows
@@ -169,8 +188,7 @@ class Lane(Generic[P, R]):
                 self._queue(call)
         if has_core:
             return self._lead([call])
-        # A little longer than the caller waits: it is the batch's leader who says that time is over.
-        if not call.turn.acquire(timeout=-1 if call.deadline is None else max(0.0, call.deadline - time.monotonic())):
+        if not call.turn.acquire(timeout=call.patience_s()):
             with self._cores.lock:
                 if call in self._waiting:
                     self._waiting.remove(call)
@@ -184,14 +202,14 @@ class Lane(Generic[P, R]):
 
     def _queue(self, call: _Call[P, R]) -> None:
         """Puts a call behind the others, or raises. With the lock held."""
-        before_s = sum(each.rows for each in self._waiting) * self._row_s / self._cores.count
+        before_s = sum(each.rows for each in self._waiting) * self.row_s / self._cores.count
         if len(self._waiting) >= self._most_waiting:
             raise ResourceExhausted(
                 f"{len(self._waiting)} calls wait for {self._name}, which is all that may", retry_s=max(before_s, 0.001)
             )
-        if call.deadline is not None and time.monotonic() + before_s + call.rows * self._row_s > call.deadline:
+        if call.deadline is not None and time.monotonic() + before_s + call.rows * self.row_s > call.deadline:
             raise DeadlineExceeded(
-                f"the answer would take {before_s + call.rows * self._row_s:.3f} s, longer than the caller waits"
+                f"the answer would take {before_s + call.rows * self.row_s:.3f} s, longer than the caller waits"
             )
         call.turn.acquire()
         if not self._waiting:
@@ -200,13 +218,15 @@ class Lane(Generic[P, R]):
 
     def _lead(self, batch: list[_Call[P, R]]) -> R:
         """Computes calls on a core that was taken for them, and gives the core on."""
-        started = time.perf_counter()
+        began = time.perf_counter()
+        for call in batch:
+            call.began = began
         try:
             outcomes = self._outcomes(batch)
         finally:
             self._cores.give()
         if not any(error for _, error in outcomes):
-            self._learn((time.perf_counter() - started) / sum(call.rows for call in batch))
+            self._learn((time.perf_counter() - began) / sum(call.rows for call in batch))
         first, *others = zip(batch, outcomes, strict=True)
         for call, (result, error) in others:
             call.answer(result, error)
@@ -230,4 +250,4 @@ class Lane(Generic[P, R]):
 
     def _learn(self, row_s: float) -> None:
         # Two threads at once lose one of two figures, which is no harm.
-        self._row_s += _MEMORY * (row_s - self._row_s)
+        self.row_s += (_DOWN if row_s < self.row_s else _UP) * (row_s - self.row_s)

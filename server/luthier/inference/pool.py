@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import threading
-from collections import OrderedDict
+import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
-from luthier import bundle, names
-from luthier.errors import FailedPrecondition, LuthierError, NotFound, StoreUnavailable
+from luthier import names
+from luthier.errors import FailedPrecondition, LuthierError, NotFound, ResourceExhausted, StoreUnavailable
+from luthier.inference import memory
 from luthier.inference.lanes import Cores
-from luthier.inference.predictor import Predictor, providers
+from luthier.inference.opening import Opener
+from luthier.inference.residents import WAIT_S, Key, Loaded, Resident, Residents
 from luthier.inference.served import Served
-from luthier.logs import unexpected
+from luthier.names import ModelReference
 from luthier.plugins import Plugins
 from luthier.registry import Registry
 from luthier.store import Store
@@ -23,8 +26,8 @@ from luthier.v1.model_pb2 import ModelVersion
 
 log = structlog.get_logger()
 
-UNALIASED = 4
-"""Versions without an alias that stay loaded after somebody asked for them by number; the least used goes first."""
+LOOK_S = 1.0
+"""Seconds between looks at what the process holds: calls take memory too."""
 
 
 @dataclass(frozen=True)
@@ -32,49 +35,129 @@ class _Snapshot:
     """What can be asked for at one moment. Readers take the whole of it by one reference, without a lock."""
 
     revision: int
-    aliases: Mapping[tuple[str, str], Served | LuthierError]
-    versions: Mapping[tuple[str, int], ModelVersion]
+    aliases: Mapping[tuple[str, str], Key | LuthierError]
+    versions: Mapping[Key, ModelVersion]
+
+    def key(self, wanted: ModelReference) -> Key:
+        """The version that a name means; raises NotFound, or why an alias has none that can be served."""
+        if wanted.number:
+            if (wanted.model, wanted.number) not in self.versions:
+                raise NotFound(names.model_version(wanted.model, wanted.number), _hint(self, wanted.model))
+            return wanted.model, wanted.number
+        found = self.aliases.get((wanted.model, wanted.alias))
+        if found is None:
+            raise NotFound(f"models/{wanted.model}/aliases/{wanted.alias}", _hint(self, wanted.model))
+        if isinstance(found, LuthierError):
+            raise found.with_traceback(None)
+        return found
 
 
 class ModelPool:
-    """Finds the model that a prediction names. A version is loaded before an alias moves to it, never after."""
+    """Finds the model that a prediction names, and loads it where it is not in memory.
+
+    A version is loaded before an alias moves to it. Where memory has a budget, that holds for aliases whose models are
+    in memory; others are loaded when they are first asked for.
+    """
 
     def __init__(
-        self, registry: Registry, store: Store, plugins: Plugins, cores: Cores, *, device: str, most_waiting: int
+        self,
+        registry: Registry,
+        store: Store,
+        plugins: Plugins,
+        cores: Cores,
+        *,
+        device: str,
+        most_waiting: int,
+        memory_mb: int = 0,
     ) -> None:
-        """Raises FailedPrecondition where no model could compute on the device."""
-        providers(device)
-        self._cores = cores
-        self._most_waiting = most_waiting
-        self._device = device
+        """`memory_mb` is for all that the process holds; 0: no limit.
+
+        Raises FailedPrecondition where no model could compute on the device, or memory is short without any.
+        """
         self._registry = registry
-        self._store = store
-        self._plugins = plugins
+        self._threads = cores.threads
+        self._budget = memory_mb * 2**20
+        opener = Opener(store, plugins, device, partial(Served, cores=cores, most_waiting=most_waiting))
+        self._residents = Residents(opener.open, self._budget)
         self._snapshot = _Snapshot(0, {}, {})
         self._loading = threading.Lock()
-        self._extra: OrderedDict[str, Served] = OrderedDict()
+        self._unloaded: frozenset[Key] = frozenset()
+        """Versions that an operator took out of memory."""
+        self._failed: dict[Key, tuple[float, LuthierError]] = {}
+        """Why a version could not be loaded, and until when that is believed."""
+        self._closed = threading.Event()
+        if self._budget:
+            if self._budget <= (held := memory.resident_bytes()):
+                raise FailedPrecondition(
+                    f"serve_memory_mb is {memory_mb}, and the server holds {held // 2**20} MB without any model"
+                )
+            threading.Thread(target=self._watch, name="memory-budget", daemon=True).start()
 
     def get(self, name: str) -> Served:
-        """The model for `beer`, `beer@alias` or `beer/3`; raises NotFound, or why it cannot be served."""
-        try:
-            return self._find(name)
-        except NotFound:
-            # Whoever has just been told of a version may ask for it before the next look at the database.
-            if self._registry.models_revision() == self._snapshot.revision:
-                raise
-            self.refresh()
-            return self._find(name)
+        """The model for `beer`, `beer@alias` or `beer/3`. Waits where it has first to be loaded.
 
-    def _find(self, name: str) -> Served:
-        model, alias, number = names.parse_model(name)
-        snapshot = self._snapshot
-        if number:
-            return self._by_number(snapshot, model, number)
-        found = snapshot.aliases.get((model, alias))
+        Raises NotFound, or why it cannot be served.
+        """
+        wanted = names.parse_model(name)
+        key = self._find(wanted)
+        found = self._residents.get(key)
         if found is None:
-            raise NotFound(f"models/{model}/aliases/{alias}", _hint(snapshot, model))
-        if isinstance(found, LuthierError):
-            raise found
+            self._check(key)
+            # A call that waits leaves its turn to those whose models are in memory.
+            with self._threads.aside(), self._loading:
+                # Asked again: an alias may have moved meanwhile.
+                found = self._load(self._snapshot.key(wanted), asked=bool(wanted.number))
+        found.used = time.monotonic()
+        return found.served
+
+    def load(self, name: str) -> Served:
+        """Loads what a name as in `get` means now, also where it was unloaded or could not be loaded before.
+
+        Raises NotFound, or why it cannot be served.
+        """
+        wanted = names.parse_model(name)
+        self._find(wanted)
+        with self._loading:
+            key = self._snapshot.key(wanted)
+            self._unloaded -= {key}
+            self._failed.pop(key, None)
+            return self._load(key, asked=bool(wanted.number)).served
+
+    def unload(self, name: str) -> None:
+        """Takes what a name as in `get` means now out of this process's memory, until `load`, or until an alias is
+        pointed at it anew. Calls for it raise FailedPrecondition meanwhile.
+
+        Returns when its memory has been given back, or after WAIT_S seconds where calls in flight still use it. Raises
+        NotFound.
+        """
+        wanted = names.parse_model(name)
+        self._find(wanted)
+        with self._loading:
+            key = self._snapshot.key(wanted)
+            self._unloaded |= {key}
+            if self._residents.get(key):
+                self._residents.drop(key, "asked", WAIT_S)
+
+    def loaded(self) -> list[Loaded]:
+        """The versions in memory, in the order of their names."""
+        return self._residents.loaded()
+
+    def served(self) -> list[Served]:
+        """The versions in memory, ready to predict, in the order of their names."""
+        found = (self._residents.get(key) for key in sorted(self._residents))
+        return [resident.served for resident in found if resident]
+
+    def index(self) -> dict[Key, str]:
+        """Every version, with why this process does not answer for it; empty where it does, if by loading it first."""
+        found = {}
+        for key in sorted(self._snapshot.versions):
+            try:
+                if self._residents.get(key) is None:
+                    self._check(key)
+            except LuthierError as error:
+                found[key] = error.message
+            else:
+                found[key] = ""
         return found
 
     def refresh(self) -> None:
@@ -85,68 +168,114 @@ class ModelPool:
         """
         with self._loading:
             revision, pointers, versions = self._registry.served()
-            loaded: dict[str, Served | LuthierError] = {**self._extra}
-            loaded |= {s.name: s for s in self._snapshot.aliases.values() if isinstance(s, Served)}
-            wanted = {(model, number) for (model, _), number in pointers.items()}
-            missing = [key for key in wanted if names.model_version(*key) not in loaded]
-            # Side by side: hashing their bytes, half of the work, leaves the interpreter free.
-            with ThreadPoolExecutor(max_workers=4) as loaders:
-                fresh = loaders.map(self._try_load, [versions[key] for key in missing])
-                loaded |= zip((names.model_version(*key) for key in missing), fresh, strict=True)
-            aliases: dict[tuple[str, str], Served | LuthierError] = {}
-            for (model, alias), number in pointers.items():
-                found = loaded[names.model_version(model, number)]
+            former = self._snapshot.aliases
+            targets: dict[tuple[str, str], Key] = {alias: (alias[0], number) for alias, number in pointers.items()}
+            moved = {target for alias, target in targets.items() if former.get(alias) != target}
+            self._unloaded = (self._unloaded & versions.keys()) - moved
+            self._failed.clear()
+            failed = self._load_ahead(targets, versions)
+            for key, error in failed.items():
+                log.error("version cannot be served", version=versions[key].name, why=error.message)
+            aliases: dict[tuple[str, str], Key | LuthierError] = {}
+            for alias, target in targets.items():
+                before = former.get(alias)
                 # What cannot be loaded leaves its alias where it was.
-                stays = isinstance(found, LuthierError)
-                aliases[model, alias] = self._snapshot.aliases.get((model, alias), found) if stays else found
+                stays = before if isinstance(before, tuple) else failed.get(target, target)
+                aliases[alias] = stays if target in failed else target
             self._snapshot = _Snapshot(revision, aliases, versions)
-            away = [error for error in loaded.values() if isinstance(error, StoreUnavailable)]
-            for name in [n for n in self._extra if names.parse(_VERSION, n)[0] not in {m for m, _ in versions}]:
-                del self._extra[name]
-            if away:
+            self._tidy()
+            if away := [error for error in failed.values() if isinstance(error, StoreUnavailable)]:
                 raise away[0]
 
-    def _by_number(self, snapshot: _Snapshot, model: str, number: int) -> Served:
-        name = names.model_version(model, number)
-        if (model, number) not in snapshot.versions:
-            raise NotFound(name, _hint(snapshot, model))
-        for served in snapshot.aliases.values():
-            if isinstance(served, Served) and served.name == name:
-                return served
-        with self._loading:
-            if name not in self._extra:
-                self._extra[name] = self._load(snapshot.versions[model, number])
-                if len(self._extra) > UNALIASED:
-                    self._extra.popitem(last=False)
-            self._extra.move_to_end(name)
-            return self._extra[name]
+    def close(self) -> None:
+        """Ends the watch over the budget."""
+        self._closed.set()
 
-    def _try_load(self, version: ModelVersion) -> Served | LuthierError:
+    def _find(self, wanted: ModelReference) -> Key:
         try:
-            return self._load(version)
+            return self._snapshot.key(wanted)
+        except NotFound:
+            # Whoever has just been told of a version may ask for it before the next look at the database.
+            if self._registry.models_revision() == self._snapshot.revision:
+                raise
+            self.refresh()
+            return self._snapshot.key(wanted)
+
+    def _check(self, key: Key) -> None:
+        """Raises why a version is not to be loaded, where that is known."""
+        if key in self._unloaded:
+            raise FailedPrecondition(
+                f"{names.model_version(*key)} was unloaded from this server; RepositoryModelLoad loads it again, "
+                "and so does pointing an alias at it"
+            )
+        until, known = self._failed.get(key, (-math.inf, None))
+        if known and time.monotonic() < until:
+            raise known.with_traceback(None)
+
+    def _load(self, key: Key, *, asked: bool) -> Resident:
+        """A version that is in memory then. Of those who wait for the same, the first loads it."""
+        if found := self._residents.get(key):
+            return found
+        self._check(key)
+        version = self._snapshot.versions.get(key)
+        if version is None:
+            raise NotFound(names.model_version(*key))
+        try:
+            found = self._residents.load(version, key, asked=asked)
         except LuthierError as error:
             log.error("version cannot be served", version=version.name, why=error.message)
-            return error
+            passes = isinstance(error, StoreUnavailable) or (isinstance(error, ResourceExhausted) and error.retry_s > 0)
+            self._failed[key] = (time.monotonic() + 1.0 if passes else math.inf, error)
+            raise _bare(error)  # noqa: B904 - the chain is what must not be kept
+        self._tidy()
+        return found
 
-    def _load(self, version: ModelVersion) -> Served:
-        if version.task not in self._plugins.loaded:
-            raise FailedPrecondition(f"{version.name} is of the task {version.task}, whose plugin is not installed")
-        task = self._plugins.task(version.task)
-        directory = self._store.bring(self._store.bundle(version.digest))
-        bundle.verify(directory, version.digest)
-        try:
-            predictor = Predictor(task, directory, device=self._device)
-        except LuthierError:
-            raise
-        except Exception as error:  # A plugin's or onnxruntime's: one version that cannot be opened stops no other.
-            status = unexpected(error, f"opening {version.name}")
-            raise FailedPrecondition(f"{version.name} cannot be opened: {status.message}") from error
-        served = Served(version, task, predictor, self._cores, self._most_waiting)
-        log.info("version loaded", version=version.name)
-        return served
+    def _load_ahead(
+        self, targets: Mapping[tuple[str, str], Key], versions: Mapping[Key, ModelVersion]
+    ) -> dict[Key, LuthierError]:
+        """Loads what aliases point at: all of it, or with a budget what takes the place of a model in memory, and of
+        the rest the newest, as long as nothing has to go for them. Returns what could not be loaded, and why."""
+        missing = {key for key in targets.values() if self._residents.get(key) is None} - self._unloaded
+        if not self._budget:
+            return self._residents.load_together({key: versions[key] for key in missing})
+        replaced: dict[Key, set[Key]] = {}
+        for alias, target in targets.items():
+            former = self._snapshot.aliases.get(alias)
+            if isinstance(former, tuple) and self._residents.get(former):
+                replaced.setdefault(target, set()).add(former)
+        failed: dict[Key, LuthierError] = {}
+        make_room = self._residents.make_room
+        for key in sorted(missing, key=lambda key: versions[key].create_time.ToNanoseconds(), reverse=True):
+            version = versions[key]
+            try:
+                # Where both have no room at once the alias moves first, and the next call waits for the load.
+                follows = replaced.get(key)
+                has_room = make_room(version, key, follows) if follows else self._residents.fits(version, key)
+                if has_room:
+                    self._residents.load(version, key, asked=False)
+            except LuthierError as error:
+                failed[key] = _bare(error)
+        return failed
+
+    def _tidy(self) -> None:
+        aliased = {key for key in self._snapshot.aliases.values() if isinstance(key, tuple)}
+        self._residents.keep_only(aliased, self._snapshot.versions)
+
+    def _watch(self) -> None:
+        """Keeps to the budget between loads: calls take memory too, some of which a session keeps."""
+        told = False
+        while not self._closed.wait(LOOK_S):
+            with self._loading:
+                is_within = self._residents.keep_within(*list(self._residents)[-1:])
+            if not is_within and not told:
+                log.warning("over the memory budget", memory_mb=memory.resident_bytes() // 2**20)
+            told = not is_within
 
 
-_VERSION = "models/{model}/versions/{number}"
+def _bare(error: LuthierError) -> LuthierError:
+    """An error that is kept, without the frames and so the models that its traceback would keep alive."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 def _hint(snapshot: _Snapshot, model: str) -> str:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 from google.protobuf.message import Message
+from onnxruntime.capi import onnxruntime_pybind11_state
 
 from luthier.errors import FailedPrecondition
+from luthier.inference.tally import Tally
 from luthier.inference.tensors import Tensor
 from luthier.task import MODEL_FILE, Task
 
 CUDA = "CUDAExecutionProvider"
+
+CANNOT_COMPUTE = (onnxruntime_pybind11_state.InvalidArgument, onnxruntime_pybind11_state.RuntimeException)
+"""What onnxruntime raises for values that a graph was not made for, such as an index beyond a table's end."""
 
 
 def session_options(threads: int = 1) -> ort.SessionOptions:
@@ -50,6 +56,7 @@ class Predictor:
     def __init__(self, task: Task, directory: Path, threads: int = 1, device: str = "cpu") -> None:
         """Raises FailedPrecondition where it cannot compute on the device."""
         self.task = task
+        self.tally = Tally()
         self._codec = task.open(directory)
         wanted = providers(device)
         self._session = ort.InferenceSession(directory / MODEL_FILE, session_options(threads), providers=wanted)
@@ -58,23 +65,39 @@ class Predictor:
             raise FailedPrecondition(f"onnxruntime cannot compute on {device}; its message in the log says why")
         self.inputs = [Tensor.of_graph(each) for each in self._session.get_inputs()]
         self.outputs = [Tensor.of_graph(each) for each in self._session.get_outputs()]
+        self._names = [output.name for output in self.outputs]
+
+    def warm_up(self) -> None:
+        """Runs the graph once on one row of ones, so that the first call finds its buffers and plans made.
+
+        Ones suit more graphs than zeros: they are places that tables of two rows have, and nothing is divided by 0.
+        Raises whatever onnxruntime raises where they do not suit.
+        """
+        ones = {each.name: np.ones([1 if n < 0 else n for n in each.shape], each.dtype) for each in self.inputs}
+        self.compute(ones, self._names)
 
     def predict(self, instances: Sequence[Message]) -> list[Message]:
         """Returns one prediction for each instance; raises InvalidArgument with every bad field."""
-        names = [output.name for output in self.outputs]
-        return self._codec.decode(self.compute(self._codec.encode(instances), names), instances)
+        began = time.perf_counter()
+        inputs = self._codec.encode(instances)
+        encoded = time.perf_counter()
+        outputs = self._run(inputs, self._names)
+        ran = time.perf_counter()
+        predictions = self._codec.decode(outputs, instances)
+        self.tally.ran(len(instances), encoded - began, ran - encoded, time.perf_counter() - ran)
+        return predictions
 
     def compute(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
         """Runs the graph alone: its inputs by name to those of its outputs that are named."""
-        parts = [self._session.run(outputs, rows) for rows in _slices(inputs, self._codec.max_rows)]
-        whole = parts[0] if len(parts) == 1 else [np.concatenate(each) for each in zip(*parts, strict=True)]
-        return dict(zip(outputs, whole, strict=True))
+        began = time.perf_counter()
+        found = self._run(inputs, outputs)
+        self.tally.ran(len(next(iter(inputs.values()))), 0.0, time.perf_counter() - began, 0.0)
+        return found
 
-
-def _slices(inputs: Mapping[str, np.ndarray], size: int) -> Iterator[Mapping[str, np.ndarray]]:
-    """Inputs by so many rows at once, or as they are where they have no more, or `size` is 0."""
-    if not size or (count := len(next(iter(inputs.values())))) <= size:
-        yield inputs
-        return
-    for start in range(0, count, size):
-        yield {name: values[start : start + size] for name, values in inputs.items()}
+    def _run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
+        size, count = self._codec.max_rows, len(next(iter(inputs.values())))
+        if not size or count <= size:
+            return dict(zip(outputs, self._session.run(outputs, inputs), strict=True))
+        slices = [{name: rows[i : i + size] for name, rows in inputs.items()} for i in range(0, count, size)]
+        parts = zip(*(self._session.run(outputs, each) for each in slices), strict=True)
+        return {name: np.concatenate(each) for name, each in zip(outputs, parts, strict=True)}

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from functools import partial
 from itertools import chain
 
 import numpy as np
+import structlog
 from google.protobuf.message import Message
 
+from luthier.errors import InvalidArgument
 from luthier.inference.faces import Arrays, GraphFace, InstancesFace
 from luthier.inference.lanes import ANYBODY, Caller, Cores, Lane
-from luthier.inference.predictor import Predictor
+from luthier.inference.predictor import CANNOT_COMPUTE, Predictor
 from luthier.task import Task
 from luthier.v1.model_pb2 import ModelVersion
+
+log = structlog.get_logger()
 
 
 class Served:
@@ -24,41 +29,75 @@ class Served:
         self.name = version.name
         self.task = task
         self.predictor = predictor
-        self.graph = GraphFace(predictor, self.compute)
-        self.instances = InstancesFace(task, self.predict)
         # One that was published before anybody measured is computed one call at a time.
         row_s = next((variant.latency_ms / 1000 for variant in version.variants if variant.served), 0.0)
         most_rows = version.serving.most_rows or 1
-        self._predictions: Lane[Sequence[Message], list[Message]] = Lane(
-            cores, version.name, self._predict, row_s=row_s, most_rows=most_rows, most_waiting=most_waiting
+        self.tally = predictor.tally
+        lane = partial(
+            Lane,
+            cores,
+            version.name,
+            row_s=row_s,
+            tally=self.tally,
+            most_rows=most_rows,
+            most_waiting=most_waiting,
         )
-        self._runs: Lane[tuple[Arrays, Sequence[str]], Arrays] = Lane(
-            cores, version.name, self._compute, row_s=row_s, most_rows=most_rows, most_waiting=most_waiting
-        )
+        # Nothing below refers back to this: a version's memory is free with its last call, not with the collector's
+        # next round.
+        predictions: Lane[Sequence[Message], list[Message]] = lane(partial(_predict, predictor))
+        runs: Lane[tuple[Arrays, Sequence[str]], Arrays] = lane(partial(_compute, predictor, version.name))
+        self._predict = partial(_predict_in, predictions)
+        self._compute = partial(_compute_in, runs)
+        self.graph = GraphFace(predictor, self._compute)
+        self.instances = InstancesFace(task, self._predict)
 
     def predict(self, instances: Sequence[Message], caller: Caller = ANYBODY) -> list[Message]:
         """One prediction for each instance. Raises what `Lane.run` and `Predictor.predict` raise."""
-        return self._predictions.run(instances, len(instances), caller)
+        return self._predict(instances, caller)
 
     def compute(self, inputs: Arrays, outputs: Sequence[str], caller: Caller = ANYBODY) -> Arrays:
         """The graph's outputs that are named. Raises what `Lane.run` and `Predictor.compute` raise."""
-        rows = len(next(iter(inputs.values())))
-        # Only tensors that differ in nothing but their rows can be put together.
-        shapes = tuple((name, array.shape[1:]) for name, array in sorted(inputs.items()))
-        return self._runs.run((inputs, outputs), rows, caller, key=(tuple(outputs), shapes))
+        return self._compute(inputs, outputs, caller)
 
-    def _predict(self, calls: Sequence[Sequence[Message]]) -> list[list[Message]]:
-        if len(calls) == 1:
-            return [self.predictor.predict(calls[0])]
-        predictions = iter(self.predictor.predict(list(chain.from_iterable(calls))))
-        return [[next(predictions) for _ in instances] for instances in calls]
 
-    def _compute(self, calls: Sequence[tuple[Arrays, Sequence[str]]]) -> list[Arrays]:
-        inputs, outputs = calls[0]
-        if len(calls) == 1:
-            return [self.predictor.compute(inputs, outputs)]
-        merged = {name: np.concatenate([arrays[name] for arrays, _ in calls]) for name in inputs}
-        found = self.predictor.compute(merged, outputs)
-        ends = np.cumsum([len(next(iter(arrays.values()))) for arrays, _ in calls])[:-1]
-        parts = {name: np.split(array, ends) for name, array in found.items()}
-        return [{name: parts[name][i] for name in outputs} for i in range(len(calls))]
+def _predict_in(
+    lane: Lane[Sequence[Message], list[Message]], instances: Sequence[Message], caller: Caller
+) -> list[Message]:
+    return lane.run(instances, len(instances), caller)
+
+
+def _compute_in(
+    lane: Lane[tuple[Arrays, Sequence[str]], Arrays], inputs: Arrays, outputs: Sequence[str], caller: Caller
+) -> Arrays:
+    def key() -> Hashable:
+        """Equal for those that differ in nothing but their rows, which alone can be put together."""
+        return tuple(outputs), tuple((name, array.shape[1:]) for name, array in sorted(inputs.items()))
+
+    return lane.run((inputs, outputs), len(next(iter(inputs.values()))), caller, key)
+
+
+def _predict(predictor: Predictor, calls: Sequence[Sequence[Message]]) -> list[list[Message]]:
+    if len(calls) == 1:
+        return [predictor.predict(calls[0])]
+    predictions = iter(predictor.predict(list(chain.from_iterable(calls))))
+    return [[next(predictions) for _ in instances] for instances in calls]
+
+
+def _compute(predictor: Predictor, name: str, calls: Sequence[tuple[Arrays, Sequence[str]]]) -> list[Arrays]:
+    try:
+        return _compute_together(predictor, calls)
+    except CANNOT_COMPUTE as error:
+        # These tensors are the caller's own, not a codec's.
+        log.warning("tensors refused", version=name, why=str(error))
+        raise InvalidArgument({"inputs": "the graph cannot compute them; their shapes or values do not fit"}) from error
+
+
+def _compute_together(predictor: Predictor, calls: Sequence[tuple[Arrays, Sequence[str]]]) -> list[Arrays]:
+    inputs, outputs = calls[0]
+    if len(calls) == 1:
+        return [predictor.compute(inputs, outputs)]
+    merged = {name: np.concatenate([arrays[name] for arrays, _ in calls]) for name in inputs}
+    found = predictor.compute(merged, outputs)
+    ends = np.cumsum([len(next(iter(arrays.values()))) for arrays, _ in calls])[:-1]
+    parts = {name: np.split(array, ends) for name, array in found.items()}
+    return [{name: parts[name][i] for name in outputs} for i in range(len(calls))]

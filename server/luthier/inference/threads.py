@@ -16,9 +16,9 @@ _Task = tuple[Future[Any], Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 class Threads(Executor):
     """`count` threads, and one more for each that is `aside`.
 
-    More threads than cores at work only wait for the interpreter: with 8 instead of 2 a bare gRPC server answered a fifth
-    to a third fewer calls. A call that waits for its turn has to hold its thread, since gRPC's answers come from the
-    function that was called; so another thread goes on in its place.
+    More threads than cores at work only wait for the interpreter: with 8 instead of 2 a bare gRPC server answered a
+    fifth to a third fewer calls. A call that waits for its turn has to hold its thread, since gRPC's answers come from
+    the function that was called; so another thread goes on in its place.
     """
 
     def __init__(self, count: int, most: int) -> None:

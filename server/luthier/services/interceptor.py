@@ -19,6 +19,10 @@ from luthier.services.binding import Behavior, behavior_of, with_behavior
 class ErrorInterceptor(grpc.ServerInterceptor):
     """Ends each call that raised with a google.rpc.Status, and refuses calls whose time is over before they begin."""
 
+    def __init__(self) -> None:
+        self._wrapped: dict[str, tuple[grpc.RpcMethodHandler, grpc.RpcMethodHandler]] = {}
+        """Each method's handler as it was and as it was wrapped, since wrapping takes longer than a small model."""
+
     def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler | None],
@@ -28,9 +32,12 @@ class ErrorInterceptor(grpc.ServerInterceptor):
         handler = continuation(handler_call_details)
         if handler is None:
             return None
-        behavior, method = behavior_of(handler), handler_call_details.method
-        wrap = _stream if handler.response_streaming else _unary
-        return with_behavior(handler, wrap(behavior, method))
+        method = handler_call_details.method
+        known = self._wrapped.get(method)
+        if known is None or known[0] is not handler:
+            wrap = _stream if handler.response_streaming else _unary
+            known = self._wrapped[method] = handler, with_behavior(handler, wrap(behavior_of(handler), method))
+        return known[1]
 
 
 def _unary(behavior: Behavior, method: str) -> Behavior:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 
 import grpc
+from google.protobuf.message_factory import GetMessageClass
 
 from luthier import names
 from luthier.errors import InvalidArgument, LuthierError
@@ -14,10 +15,10 @@ from luthier.inference.faces import Face
 from luthier.inference.lanes import Caller
 from luthier.inference.pool import ModelPool
 from luthier.inference.served import Served
-from luthier.inference.tensors import Tensor
+from luthier.inference.tally import Times
+from luthier.inference.tensors import Request, Tensor
 from luthier.logs import unexpected
 from luthier.oip.v2 import open_inference_pb2 as pb
-from luthier.oip.v2 import open_inference_pb2_grpc
 from luthier.services.prediction import MOST_INSTANCES, caller_of
 
 INSTANCES = ".instances"
@@ -26,10 +27,11 @@ INSTANCES = ".instances"
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "schedule_policy", "statistics")
 """Those of Triton's extensions of the protocol that are spoken."""
 
+_SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 _SEQUENCES = ("sequence_id", "sequence_start", "sequence_end")
 
 
-class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
+class OpenInferenceService:
     """Tensors in, tensors out."""
 
     def __init__(self, pool: ModelPool, is_ready: Callable[[], bool]) -> None:
@@ -70,8 +72,8 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
             name=request.name,
             versions=[_number(served)],
             platform=face.platform,
-            inputs=map(_metadata, face.inputs),
-            outputs=map(_metadata, face.outputs),
+            inputs=map(_metadata, face.inputs.values()),
+            outputs=map(_metadata, face.outputs.values()),
         )
 
     def ModelConfig(self, request: pb.ModelConfigRequest, context: grpc.ServicerContext) -> pb.ModelConfigResponse:
@@ -84,43 +86,46 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
             max_batch_size=MOST_INSTANCES,
             input=[
                 pb.ModelInput(name=t.name, data_type=t.number, dims=t.shape[1:], optional=t.optional)
-                for t in face.inputs
+                for t in face.inputs.values()
             ],
-            output=[pb.ModelOutput(name=t.name, data_type=t.number, dims=t.shape[1:]) for t in face.outputs],
+            output=[pb.ModelOutput(name=t.name, data_type=t.number, dims=t.shape[1:]) for t in face.outputs.values()],
             model_transaction_policy=pb.ModelTransactionPolicy(decoupled=False),
         )
         return pb.ModelConfigResponse(config=config)
 
-    def ModelInfer(self, request: pb.ModelInferRequest, context: grpc.ServicerContext) -> pb.ModelInferResponse:
+    def ModelInfer(self, request: Request, context: grpc.ServicerContext) -> pb.ModelInferResponse:
         """Computes what is wanted."""
-        if unsuited := [name for name in _SEQUENCES if name in request.parameters]:
+        message = request.message
+        if unsuited := [name for name in _SEQUENCES if name in message.parameters]:
             raise InvalidArgument(
                 {f"parameters.{name}": "no model keeps a state between requests" for name in unsuited}
             )
-        served, face = self._find(request.model_name, request.model_version)
-        caller = _caller(request, context)
+        served, face = self._find(message.model_name, message.model_version)
+        caller = _caller(message, context)
         arrays = tensors.read(request, face.inputs)
-        outputs = _wanted(request, face.outputs)
+        wanted = _wanted(message, face.outputs)
         rows = len(next(iter(arrays.values()), ()))
         if not 0 < rows <= MOST_INSTANCES:
             raise InvalidArgument({"inputs": f"{rows} rows in one request; from 1 to {MOST_INSTANCES} are taken"})
-        found = face.infer(arrays, {output.name for output in outputs}, caller)
-        response = pb.ModelInferResponse(model_name=request.model_name, model_version=_number(served), id=request.id)
-        tensors.write(response, ((o, found[o.name]) for o in outputs), raw=bool(request.raw_input_contents))
+        found = face.infer(arrays, wanted, caller)
+        response = pb.ModelInferResponse(model_name=message.model_name, model_version=_number(served), id=message.id)
+        raw = bool(request.raw)
+        for name in wanted:
+            tensors.write(response, face.outputs[name], found[name], raw)
         return response
 
     def ModelStreamInfer(
-        self, request: Iterator[pb.ModelInferRequest], context: grpc.ServicerContext
+        self, request: Iterator[Request], context: grpc.ServicerContext
     ) -> Iterator[pb.ModelStreamInferResponse]:
         """Answers requests in order; what one of them fails by is its answer."""
         for one in request:
             try:
                 answer = self.ModelInfer(one, context)
             except LuthierError as error:
-                yield pb.ModelStreamInferResponse(error_message=error.message, infer_response=_only_id(one))
+                yield pb.ModelStreamInferResponse(error_message=error.message, infer_response=_only_id(one.message))
             except Exception as error:
                 message = unexpected(error, "ModelStreamInfer").message
-                yield pb.ModelStreamInferResponse(error_message=message, infer_response=_only_id(one))
+                yield pb.ModelStreamInferResponse(error_message=message, infer_response=_only_id(one.message))
             else:
                 answer.parameters["triton_final_response"].bool_param = True
                 yield pb.ModelStreamInferResponse(infer_response=answer)
@@ -129,25 +134,52 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
         self, request: pb.ModelStatisticsRequest, context: grpc.ServicerContext
     ) -> pb.ModelStatisticsResponse:
         """Counts and times since the versions were loaded."""
-        raise NotImplementedError
+        found = [self._find(request.name, request.version)[0]] if request.name else self._pool.served()
+        return pb.ModelStatisticsResponse(model_stats=map(_statistics, found))
 
     def RepositoryIndex(
         self, request: pb.RepositoryIndexRequest, context: grpc.ServicerContext
     ) -> pb.RepositoryIndexResponse:
-        """Every version."""
-        raise NotImplementedError
+        """Every version: READY where a call for it is answered, if by loading it first."""
+        _check_repository(request.repository_name)
+        response = pb.RepositoryIndexResponse()
+        for (model, number), reason in self._pool.index().items():
+            if not (reason and request.ready):
+                state = "UNAVAILABLE" if reason else "READY"
+                response.models.add(name=model, version=str(number), state=state, reason=reason)
+        return response
 
     def RepositoryModelLoad(
         self, request: pb.RepositoryModelLoadRequest, context: grpc.ServicerContext
     ) -> pb.RepositoryModelLoadResponse:
-        """Loads."""
-        raise NotImplementedError
+        """Loads what a name means."""
+        _check_repository(request.repository_name)
+        if request.parameters:
+            why = "cannot be overridden; only bundles that were published are served"
+            raise InvalidArgument({f"parameters.{name}": why for name in sorted(request.parameters)})
+        self._pool.load(request.model_name.removesuffix(INSTANCES))
+        return pb.RepositoryModelLoadResponse()
 
     def RepositoryModelUnload(
         self, request: pb.RepositoryModelUnloadRequest, context: grpc.ServicerContext
     ) -> pb.RepositoryModelUnloadResponse:
-        """Unloads."""
-        raise NotImplementedError
+        """Takes what a name means out of memory."""
+        _check_repository(request.repository_name)
+        self._pool.unload(request.model_name.removesuffix(INSTANCES))
+        return pb.RepositoryModelUnloadResponse()
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """All methods. The generated binding is not used, since it would copy tensors."""
+        handlers = {}
+        for method in _SERVICE.methods:
+            kind = "stream_stream" if method.client_streaming else "unary_unary"
+            parse = GetMessageClass(method.input_type).FromString
+            handlers[method.name] = getattr(grpc, f"{kind}_rpc_method_handler")(
+                getattr(self, method.name),
+                request_deserializer=Request.parse if method.name.endswith("Infer") else parse,
+                response_serializer=GetMessageClass(method.output_type).SerializeToString,
+            )
+        return grpc.method_handlers_generic_handler(_SERVICE.full_name, handlers)
 
     def _find(self, name: str, number: str) -> tuple[Served, Face]:
         """The model of a name and a version that may be empty, and the side of it that is asked for."""
@@ -156,6 +188,11 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
             model = f"{names.check_id(model, 'model_name')}/{number}"
         served = self._pool.get(model)
         return served, served.instances if name.endswith(INSTANCES) else served.graph
+
+
+def _check_repository(name: str) -> None:
+    if name:
+        raise InvalidArgument({"repository_name": f"there is no repository {name!r}; leave it out"})
 
 
 def _number(served: Served) -> str:
@@ -175,20 +212,60 @@ def _metadata(tensor: Tensor) -> pb.ModelMetadataResponse.TensorMetadata:
     return pb.ModelMetadataResponse.TensorMetadata(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
 
 
-def _wanted(request: pb.ModelInferRequest, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
+def _wanted(request: pb.ModelInferRequest, outputs: Mapping[str, Tensor]) -> Sequence[str]:
     """The outputs that a request names, all where it names none."""
     if not request.outputs:
-        return outputs
-    known = {output.name: output for output in outputs}
+        return list(outputs)
     violations = {}
     for one in request.outputs:
-        if one.name not in known:
-            violations[f"outputs.{one.name}"] = f"is not known; the model gives {', '.join(known)}"
+        if one.name not in outputs:
+            violations[f"outputs.{one.name}"] = f"is not known; the model gives {', '.join(outputs)}"
         elif one.parameters:
             violations[f"outputs.{one.name}"] = f"has the parameter {min(one.parameters)}, which is not taken"
     if violations:
         raise InvalidArgument(violations)
-    return [known[one.name] for one in request.outputs]
+    return [one.name for one in request.outputs]
+
+
+def _statistics(served: Served) -> pb.ModelStatistics:
+    figures = served.tally.read()
+    _, model, _, number = served.name.split("/")
+    times = {name: _duration(getattr(figures, ours)) for name, ours in _TIMES.items()}
+    return pb.ModelStatistics(
+        name=model,
+        version=number,
+        last_inference=int(figures.last * 1000),
+        inference_count=figures.num_rows,
+        execution_count=figures.run.count,
+        inference_stats=pb.InferStatistics(**times),
+        batch_stats=[
+            pb.InferBatchStatistics(
+                batch_size=rows,
+                compute_input=pb.StatisticDuration(count=runs.count, ns=_ns(runs.encode_s)),
+                compute_infer=pb.StatisticDuration(count=runs.count, ns=_ns(runs.run_s)),
+                compute_output=pb.StatisticDuration(count=runs.count, ns=_ns(runs.decode_s)),
+            )
+            for rows, runs in sorted(figures.runs.items())
+        ],
+    )
+
+
+_TIMES = {
+    "success": "answered",
+    "fail": "failed",
+    "queue": "queue",
+    "compute_input": "encode",
+    "compute_infer": "run",
+    "compute_output": "decode",
+}
+
+
+def _duration(times: Times) -> pb.StatisticDuration:
+    return pb.StatisticDuration(count=times.count, ns=_ns(times.total_s))
+
+
+def _ns(seconds: float) -> int:
+    return round(seconds * 1e9)
 
 
 def _only_id(request: pb.ModelInferRequest) -> pb.ModelInferResponse:

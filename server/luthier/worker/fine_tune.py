@@ -46,6 +46,7 @@ def work(job: Job) -> Publish:
     parity = _parity(task, request, examples, outcome.predictions, predictions)
     float32 = variants.Form("float32", outcome.bundle, predictions, parity.served)
     served, measured = variants.choose(job, task, request, data, examples, float32)
+    compared = task.compare(config, outcome.predictions, served.predictions)
     evaluation, draft = _evaluation(job, task, served, data, dataset, examples)
     version = model_pb2.ModelVersion(
         task=task.id,
@@ -56,7 +57,7 @@ def work(job: Job) -> Publish:
         seed=request.seed,
         metrics=evaluation.metrics if evaluation else {},
         parity=parity,
-        training=outcome.figures,
+        training={**outcome.figures, **compared},
         packages=outcome.packages,
         servable=True,
         variants=measured,

@@ -143,6 +143,7 @@ def described(version: ModelVersion) -> list[Table]:
         ),
         output.table("metric on test", "value", rows=sorted(version.metrics.items())),
         *([variants(version)] if len(version.variants) > 1 else []),
+        *([together(version)] if version.serving.timings else []),
     ]
 
 
@@ -168,6 +169,18 @@ def variants(version: ModelVersion) -> Table:
             )
             for variant in version.variants
         ],
+    )
+
+
+def together(version: ModelVersion) -> Table:
+    """How long several instances take at once, and how many calls that wait are computed so."""
+    best = version.serving.most_rows
+    return output.table(
+        "instances at once",
+        "ms, one thread",
+        "ms each",
+        "chosen",
+        rows=[(t.rows, t.milliseconds, t.milliseconds / t.rows, t.rows == best) for t in version.serving.timings],
     )
 
 

@@ -59,6 +59,30 @@ ALGORITHM_POPULARITY: Algorithm.ValueType  # 6
 """The same most popular items for all, to compare with."""
 Global___Algorithm: _TypeAlias = Algorithm  # noqa: Y015
 
+class _Index:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _IndexEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Index.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    INDEX_UNSPECIFIED: _Index.ValueType  # 0
+    """The same as EXACT."""
+    INDEX_EXACT: _Index.ValueType  # 1
+    """All items are scored."""
+    INDEX_HNSW: _Index.ValueType  # 2
+    """Those are scored that a graph of near neighbours leads to (Malkov, Yashunin 2016)."""
+
+class Index(_Index, metaclass=_IndexEnumTypeWrapper):
+    """How the best items are found."""
+
+INDEX_UNSPECIFIED: Index.ValueType  # 0
+"""The same as EXACT."""
+INDEX_EXACT: Index.ValueType  # 1
+"""All items are scored."""
+INDEX_HNSW: Index.ValueType  # 2
+"""Those are scored that a graph of near neighbours leads to (Malkov, Yashunin 2016)."""
+Global___Index: _TypeAlias = Index  # noqa: Y015
+
 @_typing.final
 class Example(_message.Message):
     """One interaction."""
@@ -105,6 +129,8 @@ class Config(_message.Message):
     ITERATIONS_FIELD_NUMBER: _builtins.int
     NEIGHBORS_FIELD_NUMBER: _builtins.int
     USE_WEIGHTS_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    MIN_RECALL_FIELD_NUMBER: _builtins.int
     algorithm: Global___Algorithm.ValueType
     """How items are scored."""
     factors: _builtins.int
@@ -117,6 +143,10 @@ class Config(_message.Message):
     """Neighbours of BM25."""
     use_weights: _builtins.bool
     """Whether weights count."""
+    index: Global___Index.ValueType
+    """How the best items are found."""
+    min_recall: _builtins.float
+    """What HNSW has to find."""
     def __init__(
         self,
         *,
@@ -126,17 +156,23 @@ class Config(_message.Message):
         iterations: _builtins.int | None = ...,
         neighbors: _builtins.int | None = ...,
         use_weights: _builtins.bool | None = ...,
+        index: Global___Index.ValueType | None = ...,
+        min_recall: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_algorithm", b"_algorithm", "_factors", b"_factors", "_iterations", b"_iterations", "_neighbors", b"_neighbors", "_regularization", b"_regularization", "_use_weights", b"_use_weights", "algorithm", b"algorithm", "factors", b"factors", "iterations", b"iterations", "neighbors", b"neighbors", "regularization", b"regularization", "use_weights", b"use_weights"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_algorithm", b"_algorithm", "_factors", b"_factors", "_index", b"_index", "_iterations", b"_iterations", "_min_recall", b"_min_recall", "_neighbors", b"_neighbors", "_regularization", b"_regularization", "_use_weights", b"_use_weights", "algorithm", b"algorithm", "factors", b"factors", "index", b"index", "iterations", b"iterations", "min_recall", b"min_recall", "neighbors", b"neighbors", "regularization", b"regularization", "use_weights", b"use_weights"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_algorithm", b"_algorithm", "_factors", b"_factors", "_iterations", b"_iterations", "_neighbors", b"_neighbors", "_regularization", b"_regularization", "_use_weights", b"_use_weights", "algorithm", b"algorithm", "factors", b"factors", "iterations", b"iterations", "neighbors", b"neighbors", "regularization", b"regularization", "use_weights", b"use_weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_algorithm", b"_algorithm", "_factors", b"_factors", "_index", b"_index", "_iterations", b"_iterations", "_min_recall", b"_min_recall", "_neighbors", b"_neighbors", "_regularization", b"_regularization", "_use_weights", b"_use_weights", "algorithm", b"algorithm", "factors", b"factors", "index", b"index", "iterations", b"iterations", "min_recall", b"min_recall", "neighbors", b"neighbors", "regularization", b"regularization", "use_weights", b"use_weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__algorithm: _TypeAlias = _typing.Literal["algorithm"]  # noqa: Y015
     _WhichOneofArgType__algorithm: _TypeAlias = _typing.Literal["_algorithm", b"_algorithm"]  # noqa: Y015
     _WhichOneofReturnType__factors: _TypeAlias = _typing.Literal["factors"]  # noqa: Y015
     _WhichOneofArgType__factors: _TypeAlias = _typing.Literal["_factors", b"_factors"]  # noqa: Y015
+    _WhichOneofReturnType__index: _TypeAlias = _typing.Literal["index"]  # noqa: Y015
+    _WhichOneofArgType__index: _TypeAlias = _typing.Literal["_index", b"_index"]  # noqa: Y015
     _WhichOneofReturnType__iterations: _TypeAlias = _typing.Literal["iterations"]  # noqa: Y015
     _WhichOneofArgType__iterations: _TypeAlias = _typing.Literal["_iterations", b"_iterations"]  # noqa: Y015
+    _WhichOneofReturnType__min_recall: _TypeAlias = _typing.Literal["min_recall"]  # noqa: Y015
+    _WhichOneofArgType__min_recall: _TypeAlias = _typing.Literal["_min_recall", b"_min_recall"]  # noqa: Y015
     _WhichOneofReturnType__neighbors: _TypeAlias = _typing.Literal["neighbors"]  # noqa: Y015
     _WhichOneofArgType__neighbors: _TypeAlias = _typing.Literal["_neighbors", b"_neighbors"]  # noqa: Y015
     _WhichOneofReturnType__regularization: _TypeAlias = _typing.Literal["regularization"]  # noqa: Y015
@@ -148,7 +184,11 @@ class Config(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__factors) -> _WhichOneofReturnType__factors | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__index) -> _WhichOneofReturnType__index | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__iterations) -> _WhichOneofReturnType__iterations | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_recall) -> _WhichOneofReturnType__min_recall | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__neighbors) -> _WhichOneofReturnType__neighbors | None: ...
     @_typing.overload
