@@ -35,12 +35,13 @@ from luthier.inference.pool import ModelPool
 from luthier.inference.threads import Threads
 from luthier.registry import Registry
 from luthier.store import Store
+from luthier.telemetry.meters import Meters
 
 logs.configure()
 home = Path(sys.argv[1])
 threads = Threads(2, most=4)
 pool = ModelPool(
-    Registry(Database(f"sqlite:///{home / 'luthier.db'}")), Store(home), plugins.load(), Cores(2, threads),
+    Registry(Database(f"sqlite:///{home / 'luthier.db'}")), Store(home), plugins.load(), Meters(), Cores(2, threads),
     device="cpu", most_waiting=8,
 )
 pool.refresh()
