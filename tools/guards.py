@@ -38,6 +38,27 @@ class Guard:
 
 GUARDS = [
     Guard(
+        "a request id that is not safe to repeat is replaced",
+        "tests/e2e/test_request_ids.py::test_an_id_that_is_not_safe_to_repeat_is_replaced[-rf]",
+        "luthier/telemetry/calls.py",
+        "given if _SAFE.fullmatch(given) else uuid.uuid4().hex",
+        "given or uuid.uuid4().hex",
+    ),
+    Guard(
+        "a method that callers make up is no label of a metric",
+        "tests/e2e/test_metrics.py::test_a_method_that_is_not_there_is_counted_without_its_name",
+        "luthier/services/interceptor.py",
+        "self._meters.method(UNKNOWN)",
+        "self._meters.method(handler_call_details.method)",
+    ),
+    Guard(
+        "the caller's trace is continued",
+        "tests/e2e/test_traces.py::test_a_trace_goes_from_the_client_to_the_session",
+        "luthier/telemetry/traces.py",
+        "self._propagator.extract(carrier) if PARENT in carrier else None",
+        "None",
+    ),
+    Guard(
         "random states are restored with a checkpoint",
         "tests/faults/test_trainings.py::test_a_killed_training_goes_on_to_the_same_weights[sqlite]",
         "luthier/toolkit/checkpoint.py",

@@ -68,7 +68,7 @@ def test_what_is_asked_for_is_there(found: Scrape) -> None:
 
 
 def test_all_that_is_there_is_documented_and_no_more(found: Scrape) -> None:
-    rows = re.findall(r"^\| `(luthier_\w+)` \| ([^|]*) \|", (ROOT / "docs" / "operations.md").read_text("utf-8"), re.M)
+    rows = re.findall(r"^\| `(luthier_\w+)` \|([^|]*)\|", (ROOT / "docs" / "operations.md").read_text("utf-8"), re.M)
     documented = {name: set(re.findall(r"`(\w+)`", labels)) for name, labels in rows}
     assert documented.keys() == names(found)
     for name, labels in documented.items():

@@ -52,7 +52,8 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
 
         with self._came:
             assert self._came.wait_for(lambda: len(found()) >= count, timeout=30), f"{len(found())} spans, not {count}"
-            return sorted(found(), key=lambda span: span.start_time_unix_nano)
+            # A call and its first stage begin at once.
+            return sorted(found(), key=lambda span: (span.start_time_unix_nano, -span.end_time_unix_nano))
 
 
 @pytest.fixture(scope="module")
