@@ -187,6 +187,8 @@ def test_what_the_graph_cannot_compute_is_the_callers_mistake(stub: oip_grpc.GRP
         count = int(np.prod(shape))
         if tensor.datatype == "INT64":
             one.contents.int64_contents.extend([1 if name == "k" else 10**9] * count)
+        elif tensor.datatype == "BOOL":
+            one.contents.bool_contents.extend([False] * count)
         else:
             one.contents.fp32_contents.extend([0] * count)
     with pytest.raises(grpc.RpcError) as refused:

@@ -84,7 +84,7 @@ class Predictor:
         Raises whatever onnxruntime raises where they do not suit.
         """
         ones = {each.name: np.ones([1 if n < 0 else n for n in each.shape], each.dtype) for each in self.inputs}
-        self.compute(ones, self._names)
+        self._session.run(self._names, ones)
 
     def predict(self, instances: Sequence[Message], laps: list[float] | None = None) -> list[Message]:
         """Returns one prediction for each instance; raises InvalidArgument with every bad field.
@@ -115,14 +115,14 @@ class Predictor:
     def _run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
         size, count = self._codec.max_rows, len(next(iter(inputs.values())))
         if not size or count <= size:
-            return dict(zip(outputs, self._run_at_once(inputs, outputs, count), strict=True))
+            return dict(zip(outputs, self._run_at_once(inputs, outputs), strict=True))
         slices = [{name: rows[i : i + size] for name, rows in inputs.items()} for i in range(0, count, size)]
-        parts = zip(*(self._run_at_once(each, outputs, size) for each in slices), strict=True)
+        parts = zip(*(self._run_at_once(each, outputs) for each in slices), strict=True)
         return {name: np.concatenate(each) for name, each in zip(outputs, parts, strict=True)}
 
-    def _run_at_once(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], rows: int) -> list[np.ndarray]:
+    def _run_at_once(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
         began = time.perf_counter()
         found: list[np.ndarray] = self._session.run(outputs, inputs)
         if self._meter is not None:
-            self._meter.executed(rows, time.perf_counter() - began)
+            self._meter.executed(len(next(iter(inputs.values()))), time.perf_counter() - began)
         return found
