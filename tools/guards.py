@@ -208,6 +208,13 @@ GUARDS = [
         '        log.info("version unloaded", version=name, why=why)\n',
         '        getattr(predictor(), "__dict__", {}).clear()\n',
     ),
+    Guard(
+        "what a task compares at publication is kept with the version",
+        "tests/e2e/test_approximate.py::test_recall_is_measured_when_a_version_is_published",
+        "luthier/worker/fine_tune.py",
+        "training={**outcome.figures, **compared},",
+        "training=outcome.figures,",
+    ),
 ]
 
 

@@ -50,7 +50,7 @@ def dense(matrix: Array) -> onnx.ModelProto:
 
 
 def factors(matrix: Array, inverse_norms: Array) -> onnx.ModelProto:
-    """Scores are `query @ matrix`, times `inverse_norms` [items] in the rows where `is_similar` bool [batch, 1] says so.
+    """Scores are `query @ matrix`, times `inverse_norms` [items] where `is_similar` bool [batch, 1] is true.
 
     With the query of an item divided by its norm, those are cosines.
     """
@@ -63,9 +63,9 @@ def factors(matrix: Array, inverse_norms: Array) -> onnx.ModelProto:
 def factors_of_candidates(matrix: Array, inverse_norms: Array) -> onnx.ModelProto:
     """As `factors`, with rows that are not ranked among all items but among some that were found for them before.
 
-    Those rows are the ones where `scans` bool [batch, 1] is false. Their `candidates` are int64 [batch, c], ascending and
-    filled up with the number of items, and `candidate_factors` float32 [batch, c, d] are theirs. Adjustments and allow
-    lists change nothing in them.
+    Those rows are the ones where `scans` bool [batch, 1] is false. Their `candidates` are int64 [batch, c], ascending
+    and filled up with the number of items, and `candidate_factors` float32 [batch, c, d] are theirs. Adjustments and
+    allow lists change nothing in them.
     """
     num_items = matrix.shape[1]
     graph = _Ranking(num_items=num_items)

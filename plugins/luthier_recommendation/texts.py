@@ -25,7 +25,7 @@ class Texts(Sequence[str]):
 
     def __init__(self, arrays: Mapping[str, Array]) -> None:
         # Views of bytes and numbers are quicker to take one thing from than arrays are.
-        self._text, self._ends = memoryview(arrays["text"]), memoryview(arrays["ends"])
+        self._text, self._ends = arrays["text"].data, arrays["ends"].data
 
     @staticmethod
     def arrays_of(texts: Iterable[str]) -> dict[str, Array]:
@@ -58,7 +58,7 @@ class Ids(Texts):
 
     def __init__(self, arrays: Mapping[str, Array]) -> None:
         super().__init__(arrays)
-        self._hashes, self._order = memoryview(arrays["hashes"]), memoryview(arrays["order"])
+        self._hashes, self._order = arrays["hashes"].data, arrays["order"].data
 
     @staticmethod
     def arrays_of(texts: Iterable[str]) -> dict[str, Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ def begin(run: Run, interactions: Interactions) -> tuple[Choice, Start]:
     return Choice(algorithm=ALGORITHMS[id], settings=settings), Start(users=users, items=items)
 
 
-def _carried(ids: list[str], base_ids: list[str], factors: Array, random: np.random.Generator) -> Array:
+def _carried(ids: Sequence[str], base_ids: Sequence[str], factors: Array, random: np.random.Generator) -> Array:
     """Factors of the ids: the base's, and small random ones, as implicit draws them, for those that are new."""
     known = {id: index for index, id in enumerate(base_ids)}
     carried = random.random((len(ids), factors.shape[1]), dtype=np.float32) * 0.01

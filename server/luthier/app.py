@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import grpc
 import structlog
@@ -32,7 +33,7 @@ from luthier.services.batch_predictions import BatchPredictionService
 from luthier.services.binding import PooledServer
 from luthier.services.datasets import DatasetService
 from luthier.services.evaluations import EvaluationService
-from luthier.services.interceptor import ErrorInterceptor
+from luthier.services.interceptor import CallInterceptor
 from luthier.services.models import ModelService
 from luthier.services.open_inference import OpenInferenceService
 from luthier.services.operations import LongRunningService, OperationService
@@ -41,6 +42,8 @@ from luthier.services.tasks import TaskService
 from luthier.settings import Settings
 from luthier.store import Store
 from luthier.supervisor import Supervisor
+from luthier.telemetry.meters import Meters
+from luthier.telemetry.traces import Tracing
 from luthier.v1 import (
     base_pb2_grpc,
     batch_prediction_pb2_grpc,
@@ -51,6 +54,9 @@ from luthier.v1 import (
     prediction_pb2_grpc,
     task_pb2_grpc,
 )
+
+if TYPE_CHECKING:
+    from luthier.telemetry.exposition import Exposition
 
 log = structlog.get_logger()
 
@@ -82,12 +88,16 @@ class App:
             log.error("plugin failed", plugin=failure.plugin, why=failure.reason)
         self._registry = Registry(self._database)
         self._operations = Operations(self._database)
+        self._meters = Meters()
+        self._tracing = Tracing(settings.traces_endpoint, settings.traces_ratio) if settings.traces_endpoint else None
+        self._exposition: Exposition | None = None
         count = settings.prediction_threads
         self._predictions = Threads(count, most=count + settings.stream_threads)
         self._pool = ModelPool(
             self._registry,
             self._store,
             self._plugins,
+            self._meters,
             Cores(count, self._predictions),
             device=settings.serve_device,
             most_waiting=settings.most_waiting,
@@ -109,7 +119,7 @@ class App:
             "grpc.so_reuseport": int(self._is_replica or self._settings.processes > 1),
         }
         admission = Admission(self._predictions, self._control, _DOOR * self._settings.most_waiting)
-        interceptors = [ErrorInterceptor(), admission]
+        interceptors = [CallInterceptor(self._meters, self._tracing), admission]
         server = grpc.server(self._predictions, interceptors=interceptors, options=list(options.items()))
         pooled = PooledServer(server, self._control, self._streams)
         catalogue = Catalogue.load(self._settings.home / "bases.toml", self._database)
@@ -181,8 +191,8 @@ class App:
         try:
             port: int = self._server.add_insecure_port(self._settings.listen)
         except RuntimeError as error:
-            message = f"cannot listen on {self._settings.listen}: another process has it, or it is not of this machine"
-            raise CannotListen(message) from error
+            raise CannotListen(self._settings.listen, "listen") from error
+        self._expose()
         self._server.start()
         return port
 
@@ -203,9 +213,36 @@ class App:
         self._revisions.stop()
         self._pool.close()
         stopped.wait()
+        if self._tracing is not None:
+            self._tracing.stop()
+        if self._exposition is not None:
+            self._exposition.close()
         for pool in (self._predictions, self._control, self._streams):
             pool.shutdown()
         self._database.close()
+
+    def _expose(self) -> None:
+        """Opens the metrics' own port, where the settings name one; raises CannotListen."""
+        if not self._settings.metrics_listen:
+            return
+        # Half a tenth of a second that only those pay who want it.
+        from luthier.telemetry.exposition import Exposition, Pool, Sources
+
+        sources = Sources(
+            meters=self._meters,
+            operations=self._operations.count,
+            models_loaded=lambda: len(self._pool.loaded()),
+            pools={
+                "predictions": Pool(self._settings.prediction_threads, lambda: self._predictions.waiting),
+                "control": Pool.of(self._control),
+                "streams": Pool.of(self._streams),
+            },
+        )
+        try:
+            self._exposition = Exposition(self._settings.metrics_listen, sources)
+        except OSError as error:
+            raise CannotListen(self._settings.metrics_listen, "metrics-listen") from error
+        log.info("metrics", address=self._exposition.address)
 
     def _is_ready(self) -> bool:
         answer = self._health.Check(health_pb2.HealthCheckRequest(), None)
@@ -228,7 +265,7 @@ def run(settings: Settings, shares_port: bool = False) -> int:
     try:
         port = app.start()
     except CannotListen as error:
-        print(f"luthier serve: {error}; choose another with --listen", file=sys.stderr)
+        print(f"luthier serve: {error}; choose another with --{error.flag}", file=sys.stderr)
         return 1
     host = settings.listen.rpartition(":")[0]
     print(f"listening on {host}:{port}", flush=True)

@@ -8,17 +8,28 @@ import uuid
 
 import structlog
 from google.rpc import code_pb2, error_details_pb2, status_pb2
+from structlog.typing import EventDict, WrappedLogger
 
 from luthier.errors import DOMAIN
+from luthier.telemetry import calls
 
 log = structlog.get_logger()
 
 
-def configure() -> None:
-    """Sends structlog's events to standard error, one JSON object a line."""
+def configure(**always: object) -> None:
+    """Sends structlog's events and warnings of libraries to standard error, one JSON object a line.
+
+    Each line of a call has its request id, and all have what is `always` to be there.
+    """
+
+    def named(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        call = calls.current.get()
+        return {**event, **always} if call is None else {**event, **always, "request_id": call.request_id}
+
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            named,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
@@ -28,6 +39,15 @@ def configure() -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+    logging.basicConfig(level=logging.WARNING, handlers=[_Through()])
+
+
+class _Through(logging.Handler):
+    """Passes on what libraries log by Python's own means."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Logs a record."""
+        log.log(record.levelno, record.getMessage(), logger=record.name, exc_info=record.exc_info)
 
 
 def unexpected(error: BaseException, doing: str) -> status_pb2.Status:

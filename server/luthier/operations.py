@@ -202,6 +202,17 @@ class Operations:
         with self._database.read() as connection:
             return set(connection.execute(sa.select(operations.c.id).where(operations.c.state.in_(OPEN))).scalars())
 
+    def count(self) -> dict[str, int]:
+        """How many there are in each state, by its name in small letters; raises Unavailable without a database."""
+        query = sa.select(operations.c.state, sa.func.count()).group_by(operations.c.state)
+        try:
+            with self._database.read() as connection:
+                found: dict[int, int] = {row[0]: row[1] for row in connection.execute(query)}
+        except sa.exc.OperationalError as error:
+            raise Unavailable("the database does not answer") from error
+        states = [value for value in OperationMetadata.State.values() if value]
+        return {OperationMetadata.State.Name(state)[len("STATE_") :].lower(): found.get(state, 0) for state in states}
+
     # Doing it.
 
     def claim(self, kinds: Iterable[Kind], lease_s: float) -> Claim | None:

@@ -19,7 +19,11 @@ _LOOK_S = 0.5
 
 
 class CannotListen(Exception):
-    """The address is taken by another process, or none of this machine."""
+    """The address of a setting is taken by another process, or none of this machine."""
+
+    def __init__(self, address: str, flag: str) -> None:
+        super().__init__(f"cannot listen on {address}: another process has it, or it is not of this machine")
+        self.flag = flag
 
 
 def check_free(address: str) -> None:
@@ -32,7 +36,7 @@ def check_free(address: str) -> None:
         try:
             probe.bind((host.strip("[]"), int(port)))
         except OSError as error:
-            raise CannotListen(f"cannot listen on {address}: {error.strerror}") from error
+            raise CannotListen(address, "listen") from error
 
 
 class Replicas:

@@ -68,6 +68,15 @@ class Settings(BaseSettings):
     keep_operations_days: float = Field(
         90.0, ge=0, description="Days that operations are kept after their end, with their events; 0: for good."
     )
+    metrics_listen: str = Field(
+        "", description="Address and port of the metrics for Prometheus, such as 127.0.0.1:9464. Empty: none."
+    )
+    traces_endpoint: str = Field(
+        "", description="URL of a collector of traces that speaks OTLP over gRPC. Empty: nothing is traced."
+    )
+    traces_ratio: float = Field(
+        1.0, ge=0, le=1, description="Part of the calls traced, of those whose callers do not say themselves."
+    )
     drain_s: float = Field(20.0, ge=0, description="Seconds that calls in flight get to finish at SIGTERM.")
 
     @classmethod
@@ -85,13 +94,29 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _closed_by_default(self) -> Self:
-        host = self.listen.rpartition(":")[0].strip("[]")
-        if not self.insecure and not _is_loopback(host):
+        for listen in (self.listen, self.metrics_listen):
+            host = listen.rpartition(":")[0].strip("[]")
+            if self.insecure or not listen or _is_loopback(host):
+                continue
             raise ValueError(
-                f"{self.listen} can be reached from other machines and this server asks nobody who they are; "
+                f"{listen} can be reached from other machines and this server asks nobody who they are; "
                 "listen on 127.0.0.1, or add --insecure where a network of your own protects it"
             )
         return self
+
+    @field_validator("metrics_listen")
+    @classmethod
+    def _is_an_address(cls, address: str) -> str:
+        if address and not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^:\[\]]+):\d{1,5}", address):
+            raise ValueError(f"{address} is no address with a port, such as 127.0.0.1:9464")
+        return address
+
+    @field_validator("traces_endpoint")
+    @classmethod
+    def _is_of_a_collector(cls, url: str) -> str:
+        if url and not re.fullmatch(r"https?://[^/]+/?", url):
+            raise ValueError(f"{url} is no URL of a collector, such as http://127.0.0.1:4317")
+        return url
 
     @field_validator("artefacts")
     @classmethod

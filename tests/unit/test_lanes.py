@@ -11,8 +11,8 @@ import pytest
 
 from luthier.errors import Cancelled, DeadlineExceeded, InvalidArgument, ResourceExhausted
 from luthier.inference.lanes import Caller, Cores, Lane
-from luthier.inference.tally import Tally
 from luthier.inference.threads import Threads
+from luthier.telemetry.meters import VersionMeter
 
 SLOW_S = 1.0
 """What a lane believes of its rows, so that none is computed at once."""
@@ -26,12 +26,13 @@ class Model:
         self.began = threading.Semaphore(0)
         self.batches: list[list[int]] = []
 
-    def __call__(self, payloads: Sequence[int]) -> list[int]:
+    def __call__(self, payloads: Sequence[int], laps: list[float]) -> list[int]:
         self.batches.append(list(payloads))
         self.began.release()
         assert self.go.wait(10)
         if -1 in payloads:
             raise InvalidArgument({"number": "is -1"})
+        laps += [time.perf_counter()] * 3
         return [2 * payload for payload in payloads]
 
 
@@ -69,7 +70,7 @@ def until_waiting(lane: Lane[int, int], count: int) -> None:
 
 def test_calls_that_wait_go_together_and_nobody_waits_for_them(cores: Cores, callers: ThreadPoolExecutor) -> None:
     model = Model()
-    lane: Lane[int, int] = Lane(cores, "m", model, row_s=SLOW_S, tally=Tally(), most_rows=3)
+    lane: Lane[int, int] = Lane(cores, "m", model, row_s=SLOW_S, meter=VersionMeter("m", "1"), most_rows=3)
     first = occupied(lane, model, callers)
     others = []
     for number in (1, 2, 3, 4):
@@ -83,7 +84,7 @@ def test_calls_that_wait_go_together_and_nobody_waits_for_them(cores: Cores, cal
 
 def test_a_bad_call_fails_alone(cores: Cores, callers: ThreadPoolExecutor) -> None:
     model = Model()
-    lane: Lane[int, int] = Lane(cores, "m", model, row_s=SLOW_S, tally=Tally(), most_rows=8)
+    lane: Lane[int, int] = Lane(cores, "m", model, row_s=SLOW_S, meter=VersionMeter("m", "1"), most_rows=8)
     occupied(lane, model, callers)
     others = []
     for place, number in enumerate((1, -1, 2)):
@@ -98,7 +99,7 @@ def test_a_bad_call_fails_alone(cores: Cores, callers: ThreadPoolExecutor) -> No
 
 def test_different_keys_never_go_together(cores: Cores, callers: ThreadPoolExecutor) -> None:
     model = Model()
-    lane: Lane[int, int] = Lane(cores, "m", model, row_s=SLOW_S, tally=Tally(), most_rows=8)
+    lane: Lane[int, int] = Lane(cores, "m", model, row_s=SLOW_S, meter=VersionMeter("m", "1"), most_rows=8)
     occupied(lane, model, callers)
     others = []
     for number, key in ((1, "a"), (2, "a"), (3, "b")):
@@ -111,7 +112,9 @@ def test_different_keys_never_go_together(cores: Cores, callers: ThreadPoolExecu
 
 def test_a_full_lane_refuses_and_says_when_to_try_again(cores: Cores, callers: ThreadPoolExecutor) -> None:
     model = Model()
-    lane: Lane[int, int] = Lane(cores, "models/m/versions/1", model, row_s=SLOW_S, tally=Tally(), most_waiting=2)
+    lane: Lane[int, int] = Lane(
+        cores, "models/m/versions/1", model, row_s=SLOW_S, meter=VersionMeter("m", "1"), most_waiting=2
+    )
     occupied(lane, model, callers)
     others = [callers.submit(lane.run, number, 1) for number in (1, 2)]
     until_waiting(lane, 2)
@@ -124,7 +127,7 @@ def test_a_full_lane_refuses_and_says_when_to_try_again(cores: Cores, callers: T
 
 def test_who_would_be_answered_too_late_is_told_at_once(cores: Cores, callers: ThreadPoolExecutor) -> None:
     model = Model()
-    lane: Lane[int, int] = Lane(cores, "m", model, row_s=SLOW_S, tally=Tally())
+    lane: Lane[int, int] = Lane(cores, "m", model, row_s=SLOW_S, meter=VersionMeter("m", "1"))
     occupied(lane, model, callers)
     waiting = callers.submit(lane.run, 1, 1)
     until_waiting(lane, 1)
@@ -139,7 +142,7 @@ def test_who_would_be_answered_too_late_is_told_at_once(cores: Cores, callers: T
 
 def test_who_has_gone_or_whose_time_is_over_costs_no_work(cores: Cores, callers: ThreadPoolExecutor) -> None:
     model = Model()
-    lane: Lane[int, int] = Lane(cores, "m", model, row_s=0.01, tally=Tally())
+    lane: Lane[int, int] = Lane(cores, "m", model, row_s=0.01, meter=VersionMeter("m", "1"))
     occupied(lane, model, callers)
     there = threading.Event()
     there.set()
@@ -158,7 +161,7 @@ def test_who_has_gone_or_whose_time_is_over_costs_no_work(cores: Cores, callers:
 
 def test_lanes_take_turns(cores: Cores, callers: ThreadPoolExecutor) -> None:
     model = Model()
-    busy, quiet = (Lane(cores, name, model, row_s=SLOW_S, tally=Tally()) for name in ("busy", "quiet"))
+    busy, quiet = (Lane(cores, name, model, row_s=SLOW_S, meter=VersionMeter("m", "1")) for name in ("busy", "quiet"))
     occupied(busy, model, callers)
     calls = []
     for number in (1, 2, 3):
@@ -174,7 +177,7 @@ def test_lanes_take_turns(cores: Cores, callers: ThreadPoolExecutor) -> None:
 
 def test_as_many_at_once_as_cores(threads: Threads, callers: ThreadPoolExecutor) -> None:
     model = Model()
-    lane: Lane[int, int] = Lane(Cores(2, threads), "m", model, row_s=SLOW_S, tally=Tally())
+    lane: Lane[int, int] = Lane(Cores(2, threads), "m", model, row_s=SLOW_S, meter=VersionMeter("m", "1"))
     calls = [callers.submit(lane.run, number, 1) for number in range(6)]
     until_waiting(lane, 4)
     assert len(model.batches) == 2
@@ -185,13 +188,14 @@ def test_as_many_at_once_as_cores(threads: Threads, callers: ThreadPoolExecutor)
 def test_a_quick_call_is_computed_at_once_on_its_own_thread(cores: Cores, callers: ThreadPoolExecutor) -> None:
     model, where = Model(), []
 
-    def compute(payloads: Sequence[int]) -> list[int]:
+    def compute(payloads: Sequence[int], laps: list[float]) -> list[int]:
+        laps += [time.perf_counter()] * 3
         where.append(threading.get_ident())
         return list(payloads)
 
-    slow: Lane[int, int] = Lane(cores, "slow", model, row_s=SLOW_S, tally=Tally())
+    slow: Lane[int, int] = Lane(cores, "slow", model, row_s=SLOW_S, meter=VersionMeter("m", "1"))
     first = occupied(slow, model, callers)
-    quick: Lane[int, int] = Lane(cores, "quick", compute, row_s=0.00001, tally=Tally())
+    quick: Lane[int, int] = Lane(cores, "quick", compute, row_s=0.00001, meter=VersionMeter("m", "1"))
     assert quick.run(7, 1) == 7
     assert where == [threading.get_ident()]
     model.go.set()
@@ -199,7 +203,11 @@ def test_a_quick_call_is_computed_at_once_on_its_own_thread(cores: Cores, caller
 
 
 def test_what_was_believed_slow_is_found_out_to_be_quick(cores: Cores) -> None:
-    lane: Lane[int, int] = Lane(cores, "m", lambda payloads: list(payloads), row_s=0.01, tally=Tally())
+    def compute(payloads: Sequence[int], laps: list[float]) -> list[int]:
+        laps += [time.perf_counter()] * 3
+        return list(payloads)
+
+    lane: Lane[int, int] = Lane(cores, "m", compute, row_s=0.01, meter=VersionMeter("m", "1"))
     for number in range(60):
         assert lane.run(number, 1) == number
     assert lane.row_s < 0.0005

@@ -7,6 +7,8 @@ import json
 import grpc
 import grpc.aio
 
+from luthier_client import traces
+
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 """The largest answer taken. Bulk data goes in streams of small chunks; only large batches of predictions come near."""
 
@@ -37,12 +39,15 @@ OPTIONS = (
 def connect(address: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.Channel:
     """A channel to `host:port`, with TLS where credentials are given."""
     if credentials is None:
-        return grpc.insecure_channel(address, OPTIONS)
-    return grpc.secure_channel(address, credentials, OPTIONS)
+        channel = grpc.insecure_channel(address, OPTIONS)
+    else:
+        channel = grpc.secure_channel(address, credentials, OPTIONS)
+    return grpc.intercept_channel(channel, traces.Joining()) if traces.AVAILABLE else channel
 
 
 def connect_async(address: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.aio.Channel:
     """As `connect`, for asyncio."""
+    joining = traces.joining_async() if traces.AVAILABLE else []
     if credentials is None:
-        return grpc.aio.insecure_channel(address, OPTIONS)
-    return grpc.aio.secure_channel(address, credentials, OPTIONS)
+        return grpc.aio.insecure_channel(address, OPTIONS, interceptors=joining)
+    return grpc.aio.secure_channel(address, credentials, OPTIONS, interceptors=joining)

@@ -41,7 +41,8 @@ class LuthierClientError(Exception):
 
     `code` is the gRPC status; `reason`, `domain` and `metadata` come from google.rpc.ErrorInfo, `violations` (what is
     wrong by path of the field) from google.rpc.BadRequest, `problems` are those of a data set's files, and `retry_s`
-    says after how many seconds a retry makes sense, 0 where the server does not say.
+    says after how many seconds a retry makes sense, 0 where the server does not say. `request_id` is what the lines of
+    the call in the server's log carry.
     """
 
     code: grpc.StatusCode = grpc.StatusCode.UNKNOWN
@@ -56,6 +57,7 @@ class LuthierClientError(Exception):
         violations: Mapping[str, str] | None = None,
         problems: Sequence[DataProblem] = (),
         retry_s: float = 0.0,
+        request_id: str = "",
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -65,6 +67,7 @@ class LuthierClientError(Exception):
         self.violations = dict(violations or {})
         self.problems = list(problems)
         self.retry_s = retry_s
+        self.request_id = request_id
 
 
 class InvalidArgument(LuthierClientError):
@@ -155,6 +158,7 @@ class OperationFailed(LuthierClientError):
             violations=error.violations,
             problems=error.problems,
             retry_s=error.retry_s,
+            request_id=error.request_id,
         )
         self.operation = operation
         self.code = error.code
@@ -189,6 +193,7 @@ def from_status(status: status_pb2.Status) -> LuthierClientError:
     """The exception for a google.rpc.Status with its details."""
     code = _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
     info = next(_details(status, error_details_pb2.ErrorInfo), error_details_pb2.ErrorInfo())
+    request = next(_details(status, error_details_pb2.RequestInfo), error_details_pb2.RequestInfo())
     error = _BY_CODE.get(code, LuthierClientError)(
         status.message,
         reason=info.reason,
@@ -196,13 +201,14 @@ def from_status(status: status_pb2.Status) -> LuthierClientError:
         metadata=info.metadata,
         violations={
             violation.field: violation.description
-            for request in _details(status, error_details_pb2.BadRequest)
-            for violation in request.field_violations
+            for refused in _details(status, error_details_pb2.BadRequest)
+            for violation in refused.field_violations
         },
         problems=list(_details(status, DataProblem)),
         retry_s=sum(
             retry.retry_delay.ToTimedelta().total_seconds() for retry in _details(status, error_details_pb2.RetryInfo)
         ),
+        request_id=request.request_id,
     )
     error.code = code
     return error

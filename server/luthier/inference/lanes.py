@@ -14,8 +14,8 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from luthier.errors import Cancelled, DeadlineExceeded, ResourceExhausted
-from luthier.inference.tally import Tally
 from luthier.inference.threads import Threads
+from luthier.telemetry.meters import DECODE, ENCODE, QUEUE, RUN, VersionMeter, Watch
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -40,9 +40,9 @@ ANYBODY = Caller()
 class _Call(Generic[P, R]):
     """A call that wants a core."""
 
-    __slots__ = ("batch", "began", "caller", "deadline", "error", "key", "payload", "result", "rows", "turn")
+    __slots__ = ("batch", "caller", "deadline", "error", "key", "laps", "payload", "result", "rows", "turn", "watch")
 
-    def __init__(self, payload: P, rows: int, key: Hashable, caller: Caller) -> None:
+    def __init__(self, payload: P, rows: int, key: Hashable, caller: Caller, watch: Watch) -> None:
         self.payload = payload
         self.rows = rows
         self.key = key
@@ -51,8 +51,9 @@ class _Call(Generic[P, R]):
         self.turn = threading.Lock()
         """Held until the call is answered or is to compute `batch`."""
         self.batch: list[_Call[P, R]] | None = None
-        self.began = 0.0
-        """When its computation began, by `time.perf_counter`."""
+        self.watch = watch
+        self.laps: tuple[Sequence[float], int] = (), 0
+        """The moments of the run that answered it, and its rows."""
         self.result: R | None = None
         self.error: Exception | None = None
 
@@ -111,14 +112,15 @@ class Lane(Generic[P, R]):
         self,
         cores: Cores,
         name: str,
-        compute: Callable[[Sequence[P]], Sequence[R]],
+        compute: Callable[[Sequence[P], list[float]], Sequence[R]],
         *,
         row_s: float,
-        tally: Tally,
+        meter: VersionMeter,
         most_rows: int = 1,
         most_waiting: int = 64,
     ) -> None:
-        """`compute` answers several payloads of one key at once; `row_s` is what a row alone was measured to take.
+        """`compute` answers several payloads of one key at once, and adds the three moments to a list that
+        `Predictor.predict` does; `row_s` is what a row alone was measured to take.
 
         Calls are put together up to `most_rows` rows; 1: never.
         """
@@ -129,7 +131,7 @@ class Lane(Generic[P, R]):
         """Seconds for a row, of late: what the quickest tenth take, so that waiting for the interpreter is left out."""
         self._most_rows = most_rows
         self._most_waiting = most_waiting
-        self._tally = tally
+        self._meter = meter
         self._waiting: deque[_Call[P, R]] = deque()
 
     @property
@@ -144,21 +146,18 @@ class Lane(Generic[P, R]):
         ResourceExhausted where too many wait; DeadlineExceeded where the caller will not wait long enough, or has not;
         Cancelled where the caller has gone.
         """
-        began = time.perf_counter()
-        try:
-            if rows * self.row_s < AT_ONCE_S:
-                [result] = self._compute([payload])
-                took_s, queue_s = time.perf_counter() - began, 0.0
-                self._learn(took_s / rows)
-            else:
-                call = _Call[P, R](payload, rows, key(), caller)
+        with self._meter.watch(rows) as watch:
+            if rows * self.row_s >= AT_ONCE_S:
+                call = _Call[P, R](payload, rows, key(), caller, watch)
                 with self._cores.threads.aside():
                     result = self._in_turn(call)
-                took_s, queue_s = time.perf_counter() - began, call.began - began
-        except Exception as error:
-            self._tally.failed(getattr(error, "reason", "INTERNAL"), time.perf_counter() - began)
-            raise
-        self._tally.answered(queue_s, took_s)
+                _lap(watch, *call.laps)
+                return result
+            began, laps = time.perf_counter(), list[float]()
+            watch.lap(QUEUE, began)
+            [result] = self._compute([payload], laps)
+            _lap(watch, laps, rows)
+        self._learn((laps[-1] - began) / rows)
         return result
 
     def next_batch(self) -> list[_Call[P, R]]:
@@ -220,7 +219,7 @@ class Lane(Generic[P, R]):
         """Computes calls on a core that was taken for them, and gives the core on."""
         began = time.perf_counter()
         for call in batch:
-            call.began = began
+            call.watch.lap(QUEUE, began)
         try:
             outcomes = self._outcomes(batch)
         finally:
@@ -237,8 +236,12 @@ class Lane(Generic[P, R]):
 
     def _outcomes(self, batch: list[_Call[P, R]]) -> list[tuple[R | None, Exception | None]]:
         """Result or error of each call; where they fail together, of each alone."""
+        laps: list[float] = []
         try:
-            results = self._compute([call.payload for call in batch])
+            results = self._compute([call.payload for call in batch], laps)
+            rows = sum(call.rows for call in batch)
+            for call in batch:
+                call.laps = laps, rows
             return [(result, None) for result in results]
         except Exception as error:
             if len(batch) == 1:
@@ -251,3 +254,9 @@ class Lane(Generic[P, R]):
     def _learn(self, row_s: float) -> None:
         # Two threads at once lose one of two figures, which is no harm.
         self.row_s += (_DOWN if row_s < self.row_s else _UP) * (row_s - self.row_s)
+
+
+def _lap(watch: Watch, laps: Sequence[float], rows: int) -> None:
+    """Ends the stages of a call that was answered in a run of so many rows."""
+    for stage, at in zip((ENCODE, RUN, DECODE), laps, strict=True):
+        watch.lap(stage, at, rows)

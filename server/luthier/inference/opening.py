@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import structlog
 
-from luthier import bundle
+from luthier import bundle, names
 from luthier.errors import FailedPrecondition, LuthierError
 from luthier.inference.predictor import Predictor, providers
 from luthier.inference.served import Served
@@ -14,6 +14,7 @@ from luthier.logs import unexpected
 from luthier.plugins import Plugins
 from luthier.store import Store
 from luthier.task import Task
+from luthier.telemetry.meters import Meters, VersionMeter
 from luthier.v1.model_pb2 import ModelVersion
 
 log = structlog.get_logger()
@@ -23,12 +24,18 @@ class Opener:
     """Opens versions. Called from several threads at once."""
 
     def __init__(
-        self, store: Store, plugins: Plugins, device: str, serve: Callable[[ModelVersion, Task, Predictor], Served]
+        self,
+        store: Store,
+        plugins: Plugins,
+        meters: Meters,
+        device: str,
+        serve: Callable[[ModelVersion, Task, Predictor, VersionMeter], Served],
     ) -> None:
         """Raises FailedPrecondition where no model could compute on the device."""
         providers(device)
         self._store = store
         self._plugins = plugins
+        self._meters = meters
         self._device = device
         self._serve = serve
 
@@ -40,7 +47,8 @@ class Opener:
         directory = self._store.bring(self._store.bundle(version.digest))
         bundle.verify(directory, version.digest)
         try:
-            predictor = Predictor(task, directory, device=self._device)
+            meter = self._meters.version(*names.parse("models/{model}/versions/{number}", version.name))
+            predictor = Predictor(task, directory, device=self._device, meter=meter)
         except LuthierError:
             raise
         except Exception as error:  # A plugin's or onnxruntime's: one version that cannot be opened stops no other.
@@ -50,4 +58,4 @@ class Opener:
             predictor.warm_up()
         except Exception as error:  # A graph may ask more of its inputs than to be ones. It serves as well, unwarmed.
             log.info("version not warmed up", version=version.name, why=type(error).__name__)
-        return self._serve(version, task, predictor)
+        return self._serve(version, task, predictor, meter)

@@ -22,6 +22,7 @@ from luthier.names import ModelReference
 from luthier.plugins import Plugins
 from luthier.registry import Registry
 from luthier.store import Store
+from luthier.telemetry.meters import Meters
 from luthier.v1.model_pb2 import ModelVersion
 
 log = structlog.get_logger()
@@ -64,6 +65,7 @@ class ModelPool:
         registry: Registry,
         store: Store,
         plugins: Plugins,
+        meters: Meters,
         cores: Cores,
         *,
         device: str,
@@ -77,7 +79,7 @@ class ModelPool:
         self._registry = registry
         self._threads = cores.threads
         self._budget = memory_mb * 2**20
-        opener = Opener(store, plugins, device, partial(Served, cores=cores, most_waiting=most_waiting))
+        opener = Opener(store, plugins, meters, device, partial(Served, cores=cores, most_waiting=most_waiting))
         self._residents = Residents(opener.open, self._budget)
         self._snapshot = _Snapshot(0, {}, {})
         self._loading = threading.Lock()

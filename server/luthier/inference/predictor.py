@@ -12,9 +12,9 @@ from google.protobuf.message import Message
 from onnxruntime.capi import onnxruntime_pybind11_state
 
 from luthier.errors import FailedPrecondition
-from luthier.inference.tally import Tally
 from luthier.inference.tensors import Tensor
 from luthier.task import MODEL_FILE, Task
+from luthier.telemetry.meters import VersionMeter
 
 CUDA = "CUDAExecutionProvider"
 
@@ -53,10 +53,20 @@ def providers(device: str) -> list[str | tuple[str, dict[str, int]]]:
 class Predictor:
     """Predicts with the bundle in a folder. Thread-safe; the only way from instances to predictions there is."""
 
-    def __init__(self, task: Task, directory: Path, threads: int = 1, device: str = "cpu") -> None:
-        """Raises FailedPrecondition where it cannot compute on the device."""
+    def __init__(
+        self,
+        task: Task,
+        directory: Path,
+        threads: int = 1,
+        device: str = "cpu",
+        meter: VersionMeter | None = None,
+    ) -> None:
+        """Runs of the graph are counted by the meter, if any.
+
+        Raises FailedPrecondition where it cannot compute on the device.
+        """
         self.task = task
-        self.tally = Tally()
+        self._meter = meter
         self._codec = task.open(directory)
         wanted = providers(device)
         self._session = ort.InferenceSession(directory / MODEL_FILE, session_options(threads), providers=wanted)
@@ -76,28 +86,43 @@ class Predictor:
         ones = {each.name: np.ones([1 if n < 0 else n for n in each.shape], each.dtype) for each in self.inputs}
         self.compute(ones, self._names)
 
-    def predict(self, instances: Sequence[Message]) -> list[Message]:
-        """Returns one prediction for each instance; raises InvalidArgument with every bad field."""
-        began = time.perf_counter()
+    def predict(self, instances: Sequence[Message], laps: list[float] | None = None) -> list[Message]:
+        """Returns one prediction for each instance; raises InvalidArgument with every bad field.
+
+        Adds the moments to `laps` when the inputs were there, the graph had run, and the predictions were made, by
+        `time.perf_counter`.
+        """
         inputs = self._codec.encode(instances)
         encoded = time.perf_counter()
         outputs = self._run(inputs, self._names)
         ran = time.perf_counter()
         predictions = self._codec.decode(outputs, instances)
-        self.tally.ran(len(instances), encoded - began, ran - encoded, time.perf_counter() - ran)
+        if laps is not None:
+            laps += encoded, ran, time.perf_counter()
         return predictions
 
-    def compute(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
+    def compute(
+        self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], laps: list[float] | None = None
+    ) -> dict[str, np.ndarray]:
         """Runs the graph alone: its inputs by name to those of its outputs that are named."""
         began = time.perf_counter()
         found = self._run(inputs, outputs)
-        self.tally.ran(len(next(iter(inputs.values()))), 0.0, time.perf_counter() - began, 0.0)
+        if laps is not None:
+            ran = time.perf_counter()
+            laps += began, ran, ran
         return found
 
     def _run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
         size, count = self._codec.max_rows, len(next(iter(inputs.values())))
         if not size or count <= size:
-            return dict(zip(outputs, self._session.run(outputs, inputs), strict=True))
+            return dict(zip(outputs, self._run_at_once(inputs, outputs, count), strict=True))
         slices = [{name: rows[i : i + size] for name, rows in inputs.items()} for i in range(0, count, size)]
-        parts = zip(*(self._session.run(outputs, each) for each in slices), strict=True)
+        parts = zip(*(self._run_at_once(each, outputs, size) for each in slices), strict=True)
         return {name: np.concatenate(each) for name, each in zip(outputs, parts, strict=True)}
+
+    def _run_at_once(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], rows: int) -> list[np.ndarray]:
+        began = time.perf_counter()
+        found: list[np.ndarray] = self._session.run(outputs, inputs)
+        if self._meter is not None:
+            self._meter.executed(rows, time.perf_counter() - began)
+        return found

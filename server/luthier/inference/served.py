@@ -15,6 +15,7 @@ from luthier.inference.faces import Arrays, GraphFace, InstancesFace
 from luthier.inference.lanes import ANYBODY, Caller, Cores, Lane
 from luthier.inference.predictor import CANNOT_COMPUTE, Predictor
 from luthier.task import Task
+from luthier.telemetry.meters import VersionMeter
 from luthier.v1.model_pb2 import ModelVersion
 
 log = structlog.get_logger()
@@ -24,7 +25,14 @@ class Served:
     """Predictions of one version, each in its turn."""
 
     def __init__(
-        self, version: ModelVersion, task: Task, predictor: Predictor, cores: Cores, most_waiting: int
+        self,
+        version: ModelVersion,
+        task: Task,
+        predictor: Predictor,
+        meter: VersionMeter,
+        *,
+        cores: Cores,
+        most_waiting: int,
     ) -> None:
         self.name = version.name
         self.task = task
@@ -32,13 +40,13 @@ class Served:
         # One that was published before anybody measured is computed one call at a time.
         row_s = next((variant.latency_ms / 1000 for variant in version.variants if variant.served), 0.0)
         most_rows = version.serving.most_rows or 1
-        self.tally = predictor.tally
+        self.meter = meter
         lane = partial(
             Lane,
             cores,
             version.name,
             row_s=row_s,
-            tally=self.tally,
+            meter=meter,
             most_rows=most_rows,
             most_waiting=most_waiting,
         )
@@ -76,28 +84,32 @@ def _compute_in(
     return lane.run((inputs, outputs), len(next(iter(inputs.values()))), caller, key)
 
 
-def _predict(predictor: Predictor, calls: Sequence[Sequence[Message]]) -> list[list[Message]]:
+def _predict(predictor: Predictor, calls: Sequence[Sequence[Message]], laps: list[float]) -> list[list[Message]]:
     if len(calls) == 1:
-        return [predictor.predict(calls[0])]
-    predictions = iter(predictor.predict(list(chain.from_iterable(calls))))
+        return [predictor.predict(calls[0], laps)]
+    predictions = iter(predictor.predict(list(chain.from_iterable(calls)), laps))
     return [[next(predictions) for _ in instances] for instances in calls]
 
 
-def _compute(predictor: Predictor, name: str, calls: Sequence[tuple[Arrays, Sequence[str]]]) -> list[Arrays]:
+def _compute(
+    predictor: Predictor, name: str, calls: Sequence[tuple[Arrays, Sequence[str]]], laps: list[float]
+) -> list[Arrays]:
     try:
-        return _compute_together(predictor, calls)
+        return _compute_together(predictor, calls, laps)
     except CANNOT_COMPUTE as error:
         # These tensors are the caller's own, not a codec's.
         log.warning("tensors refused", version=name, why=str(error))
         raise InvalidArgument({"inputs": "the graph cannot compute them; their shapes or values do not fit"}) from error
 
 
-def _compute_together(predictor: Predictor, calls: Sequence[tuple[Arrays, Sequence[str]]]) -> list[Arrays]:
+def _compute_together(
+    predictor: Predictor, calls: Sequence[tuple[Arrays, Sequence[str]]], laps: list[float]
+) -> list[Arrays]:
     inputs, outputs = calls[0]
     if len(calls) == 1:
-        return [predictor.compute(inputs, outputs)]
+        return [predictor.compute(inputs, outputs, laps)]
     merged = {name: np.concatenate([arrays[name] for arrays, _ in calls]) for name in inputs}
-    found = predictor.compute(merged, outputs)
+    found = predictor.compute(merged, outputs, laps)
     ends = np.cumsum([len(next(iter(arrays.values()))) for arrays, _ in calls])[:-1]
     parts = {name: np.split(array, ends) for name, array in found.items()}
     return [{name: parts[name][i] for name in outputs} for i in range(len(calls))]

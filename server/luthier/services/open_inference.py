@@ -15,7 +15,6 @@ from luthier.inference.faces import Face
 from luthier.inference.lanes import Caller
 from luthier.inference.pool import ModelPool
 from luthier.inference.served import Served
-from luthier.inference.tally import Times
 from luthier.inference.tensors import Request, Tensor
 from luthier.logs import unexpected
 from luthier.oip.v2 import open_inference_pb2 as pb
@@ -228,44 +227,32 @@ def _wanted(request: pb.ModelInferRequest, outputs: Mapping[str, Tensor]) -> Seq
 
 
 def _statistics(served: Served) -> pb.ModelStatistics:
-    figures = served.tally.read()
-    _, model, _, number = served.name.split("/")
-    times = {name: _duration(getattr(figures, ours)) for name, ours in _TIMES.items()}
+    meter, found = served.meter, served.meter.statistics()
+    stages = {name: _duration(found.stages[ours].count, found.stages[ours].total) for name, ours in _STAGES.items()}
+    failed = sum(count for code, count in found.calls.items() if code != "OK")
     return pb.ModelStatistics(
-        name=model,
-        version=number,
-        last_inference=int(figures.last * 1000),
-        inference_count=figures.num_rows,
-        execution_count=figures.run.count,
-        inference_stats=pb.InferStatistics(**times),
+        name=meter.model,
+        version=meter.version,
+        last_inference=int(found.last * 1000),
+        inference_count=sum(rows * count for rows, (count, _) in found.batches.items()),
+        execution_count=sum(count for count, _ in found.batches.values()),
+        inference_stats=pb.InferStatistics(
+            success=_duration(found.answered.count, found.answered.total),
+            fail=_duration(failed, found.failed_s),
+            **stages,
+        ),
         batch_stats=[
-            pb.InferBatchStatistics(
-                batch_size=rows,
-                compute_input=pb.StatisticDuration(count=runs.count, ns=_ns(runs.encode_s)),
-                compute_infer=pb.StatisticDuration(count=runs.count, ns=_ns(runs.run_s)),
-                compute_output=pb.StatisticDuration(count=runs.count, ns=_ns(runs.decode_s)),
-            )
-            for rows, runs in sorted(figures.runs.items())
+            pb.InferBatchStatistics(batch_size=rows, compute_infer=_duration(count, seconds))
+            for rows, (count, seconds) in sorted(found.batches.items())
         ],
     )
 
 
-_TIMES = {
-    "success": "answered",
-    "fail": "failed",
-    "queue": "queue",
-    "compute_input": "encode",
-    "compute_infer": "run",
-    "compute_output": "decode",
-}
+_STAGES = {"queue": "queue", "compute_input": "encode", "compute_infer": "run", "compute_output": "decode"}
 
 
-def _duration(times: Times) -> pb.StatisticDuration:
-    return pb.StatisticDuration(count=times.count, ns=_ns(times.total_s))
-
-
-def _ns(seconds: float) -> int:
-    return round(seconds * 1e9)
+def _duration(count: int, seconds: float) -> pb.StatisticDuration:
+    return pb.StatisticDuration(count=count, ns=round(seconds * 1e9))
 
 
 def _only_id(request: pb.ModelInferRequest) -> pb.ModelInferResponse:

@@ -38,7 +38,7 @@ def main(settings_json: str, operation: str, attempt: str, kind: str, parent: st
     process.die_with_parent(int(parent))
     # Whoever predicts comes first.
     os.nice(5)
-    logs.configure()
+    logs.configure(operation=operation)
     settings = Settings.model_validate_json(settings_json)
     database = Database(settings.database)
     operations = Operations(database)

@@ -15,7 +15,7 @@ from luthier.task import Run, Stopped
 from luthier.worker import process
 from luthier.worker.trainer_process import read_messages, write_messages
 
-RECORDED = ("luthier", "torch", "transformers", "tokenizers", "implicit", "faiss-cpu", "scipy", "numpy", "onnx", "onnxscript")
+RECORDED = ("luthier", "torch", "transformers", "tokenizers", "implicit", "scipy", "numpy", "onnx", "onnxscript")
 """Packages whose versions are kept with a model, where the trainer has used them."""
 
 

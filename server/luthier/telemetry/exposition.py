@@ -1,0 +1,141 @@
+"""The metrics that Prometheus scrapes, on a port of their own. Imported only by a server that is to show them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from luthier.errors import Unavailable
+from luthier.telemetry.meters import Distribution, Meters
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Threads that take calls up."""
+
+    threads: int
+    """Most of them that are at work."""
+    waiting: Callable[[], int]
+    """Calls that none has taken yet."""
+
+    @classmethod
+    def of(cls, executor: ThreadPoolExecutor) -> Pool:
+        """Python's own, which says neither in public. Counting beside it would miss calls that are cancelled."""
+        return cls(executor._max_workers, executor._work_queue.qsize)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Where a scrape finds what it shows."""
+
+    meters: Meters
+    operations: Callable[[], Mapping[str, int]]
+    """The number of operations by state; raises Unavailable where the database does not answer."""
+    models_loaded: Callable[[], int]
+    pools: Mapping[str, Pool]
+
+
+class Exposition:
+    """`/metrics` over HTTP, while it is open."""
+
+    def __init__(self, listen: str, sources: Sources) -> None:
+        """Raises OSError where the address cannot be had."""
+        registry = CollectorRegistry(auto_describe=False)
+        for collector in (ProcessCollector(registry=None), PlatformCollector(registry=None), _Luthier(sources)):
+            registry.register(collector)
+        host, _, port = listen.rpartition(":")
+        self._server, self._thread = start_http_server(int(port), host.strip("[]"), registry)
+        self.address = f"{host}:{self._server.server_port}"
+
+    def close(self) -> None:
+        """Ends it."""
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+class _Luthier(Collector):
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing is read before the first scrape."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        yield from _calls(self._sources.meters)
+        yield from _predictions(self._sources.meters)
+        yield from _pools(self._sources.pools)
+        loaded = self._sources.models_loaded()
+        yield GaugeMetricFamily("luthier_models_loaded", "Model versions in memory", value=loaded)
+        try:
+            operations = self._sources.operations()
+        except Unavailable:
+            operations = {}
+        yield GaugeMetricFamily("luthier_database_up", "Whether the database answered", value=bool(operations))
+        yield _gauge("luthier_operations", "Operations", "state", operations)
+
+
+def _calls(meters: Meters) -> Iterator[Metric]:
+    calls = CounterMetricFamily("luthier_calls", "Calls that ended", labels=["method", "code"])
+    seconds = HistogramMetricFamily("luthier_call_seconds", "Time of a call from its arrival", labels=["method"])
+    in_flight = GaugeMetricFamily("luthier_calls_in_flight", "Calls that a thread has taken up", labels=["method"])
+    for name, meter in meters.methods().items():
+        by_code, distribution, running = meter.read()
+        for code, count in by_code.items():
+            calls.add_metric([name, code], count)
+        _add(seconds, [name], distribution)
+        in_flight.add_metric([name], running)
+    yield from (calls, seconds, in_flight)
+
+
+def _predictions(meters: Meters) -> Iterator[Metric]:
+    labels = ["model", "version"]
+    calls = CounterMetricFamily("luthier_predictions", "Calls for predictions that ended", labels=[*labels, "code"])
+    instances = CounterMetricFamily("luthier_prediction_instances", "Instances predicted for", labels=labels)
+    seconds = HistogramMetricFamily("luthier_prediction_seconds", "Time of an answered call", labels=labels)
+    stages = HistogramMetricFamily("luthier_prediction_stage_seconds", "The same by stage", labels=[*labels, "stage"])
+    rows = HistogramMetricFamily("luthier_batch_rows", "Rows that the graph computed at once", labels=labels)
+    in_flight = GaugeMetricFamily("luthier_predictions_in_flight", "Calls that have not ended", labels=labels)
+    waiting = GaugeMetricFamily("luthier_queue_waiting", "Those of them whose work has not begun", labels=labels)
+    for meter in meters.versions():
+        found, of = meter.statistics(), [meter.model, meter.version]
+        for code, count in found.calls.items():
+            calls.add_metric([*of, code], count)
+        instances.add_metric(of, found.instances)
+        _add(seconds, of, found.answered)
+        for stage, distribution in found.stages.items():
+            _add(stages, [*of, stage], distribution)
+        _add(rows, of, found.rows)
+        in_flight.add_metric(of, found.in_flight)
+        waiting.add_metric(of, found.waiting)
+    yield from (calls, instances, seconds, stages, rows, in_flight, waiting)
+
+
+def _pools(pools: Mapping[str, Pool]) -> Iterator[Metric]:
+    waiting = {name: pool.waiting() for name, pool in pools.items()}
+    yield _gauge("luthier_pool_waiting", "Calls that wait for a thread", "pool", waiting)
+    threads = {name: pool.threads for name, pool in pools.items()}
+    yield _gauge("luthier_pool_threads", "Most threads of a pool that are at work", "pool", threads)
+
+
+def _gauge(name: str, help: str, label: str, values: Mapping[str, float]) -> Metric:
+    family = GaugeMetricFamily(name, help, labels=[label])
+    for of, value in values.items():
+        family.add_metric([of], value)
+    return family
+
+
+def _add(family: HistogramMetricFamily, labels: Sequence[str], distribution: Distribution) -> None:
+    total, buckets = 0, list[tuple[str, float]]()
+    bounds = [*map(float, distribution.bounds), float("inf")]
+    for bound, count in zip(bounds, distribution.counts, strict=True):
+        total += count
+        buckets.append(("+Inf" if bound == float("inf") else str(bound), total))
+    family.add_metric(labels, buckets, distribution.total)
