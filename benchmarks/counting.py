@@ -3,9 +3,9 @@
     python benchmarks/counting.py [--calls 50] [--turns 300]
 
 Measured is processor time, in turns: of the call over gRPC, caller and server together; of the same handler called
-directly, bare (it predicts, and does not even turn errors into statuses) and with all that the server puts around it; of
-the meter of a version alone. The least of many short turns is taken, which a neighbour's load disturbs least. Ends with
-status 1 where what is around a handler takes over 5 % of the call.
+directly, bare (it predicts, and does not even turn errors into statuses) and with all that the server puts around it;
+of the meter of a version alone. The least of many short turns is taken, which a neighbour's load disturbs least. Ends
+with status 1 where what is around a handler takes over 5 % of the call.
 """
 
 from __future__ import annotations

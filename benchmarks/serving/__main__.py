@@ -33,6 +33,8 @@ import servers
 from cases import CASES, INFER, QUESTIONS, Case, Questions, differs
 from client import Channel, Load
 
+from luthier_client import Client
+
 IN_FLIGHT = (1, 8, 32)
 TURNS, SECONDS, WARM_UP = 5, 3.0, 0.5
 QUICK_TURNS, QUICK_SECONDS, QUICK_WARM_UP = 2, 0.8, 0.2
@@ -128,6 +130,7 @@ def measure(plan: Plan) -> dict[str, Any]:
     if load > QUIET:
         print(f"WARNING: the machine's load is {load:.2f}: somebody else is using it, and figures will vary")
     with running(plan, home, bundles, homes) as started:
+        together = most_together(started["luthier"], plan)
         for case in plan.cases:
             check(case, questions[case.id], started)
         contenders = {case.id: contend(case, questions[case.id], started, bundles) for case in plan.cases}
@@ -141,6 +144,7 @@ def measure(plan: Plan) -> dict[str, Any]:
         "options": options,
         "instances": servers.INSTANCES,
         "mlserver_workers": plan.workers,
+        "together": together,
         "turns": plan.turns,
         "seconds": plan.seconds,
         "warm_up": plan.warm_up,
@@ -168,6 +172,12 @@ def running(
         if "mlserver" in homes:
             started["mlserver"] = servers.mlserver(homes["mlserver"], deployments, plan.workers)
         yield {name: stack.enter_context(server) for name, server in started.items()}
+
+
+def most_together(server: servers.Server, plan: Plan) -> dict[str, int]:
+    """How many calls Luthier puts together, by model: it was measured at publication."""
+    with Client(server.address) as client:
+        return {case.model: max(1, client.get_model_version(case.model).serving.most_rows) for case in plan.cases}
 
 
 def requests_of(case: Case, questions: Questions, server: servers.Server) -> tuple[str, list[bytes]]:

@@ -252,7 +252,20 @@ CASES: tuple[Case, ...] = (
         over_triton=1.2,
         draw=lambda random: {"features": random.standard_normal((1, 16), np.float32)},
     ),
-    Texts(id="text", title="string to label", model="texts", over_triton=1.5, task="text-classification"),
+    Texts(
+        id="text",
+        title="string to label, MiniLM",
+        model="texts",
+        over_triton=1.5,
+        task="text-classification",
+    ),
+    Texts(
+        id="small-text",
+        title="string to label, an encoder of a twentieth of MiniLM's size",
+        model="small-texts",
+        over_triton=1.5,
+        task="text-classification",
+    ),
     Jpegs(id="jpeg", title="JPEG to label", model="images", over_triton=1.5, task="image-classification"),
     Users(
         id="recommendation",

@@ -61,12 +61,13 @@ def plugins() -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join(filter(None, [str(PLUGINS), os.environ.get("PYTHONPATH", "")]))}
 
 
-def digest(folders: Sequence[Path]) -> str:
-    """What the sources in some folders are told from others by."""
+def digest(sources: Sequence[Path]) -> str:
+    """What files, and the code in folders, are told from others by."""
     found = hashlib.sha256()
-    for folder in folders:
-        for path in sorted(p for p in folder.rglob("*") if p.suffix in (".py", ".toml")):
-            found.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    for source in sources:
+        for path in [source] if source.is_file() else sorted(source.rglob("*")):
+            if path.suffix in (".py", ".toml"):
+                found.update(path.relative_to(source.parent).as_posix().encode() + b"\0" + path.read_bytes())
     return found.hexdigest()[:12]
 
 

@@ -190,14 +190,14 @@ def _running(
         try:
             yield process
         finally:
-            process.terminate()
             try:
-                process.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
+                process.terminate()
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(STOP_S)
+            finally:  # Where a signal ends this process meanwhile, too.
+                with suppress(ProcessLookupError):  # It left nobody behind.
+                    os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-            with suppress(ProcessLookupError):  # Where it left nobody behind.
-                os.killpg(process.pid, signal.SIGKILL)
             if process.stdout:
                 process.stdout.close()
 

@@ -26,6 +26,7 @@ from luthier.inference.predictor import Predictor
 from luthier.inference.threads import Threads
 from luthier.registry import Registry
 from luthier.store import Store
+from luthier.telemetry.meters import Meters
 from luthier.v1.model_pb2 import ModelVersion
 from published import publish
 
@@ -60,6 +61,7 @@ class Home:
             self.registry,
             self.store,
             self.plugins,
+            Meters(),
             Cores(2, self.threads),
             device="cpu",
             most_waiting=8,

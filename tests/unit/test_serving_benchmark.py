@@ -42,6 +42,7 @@ def recorded(**contenders: list[dict[str, float]]) -> dict[str, Any]:
         "options": {"intra_op_num_threads": "1"},
         "instances": 2,
         "mlserver_workers": 2,
+        "together": {"mlp": 32},
         "turns": 3,
         "seconds": 1.0,
         "warm_up": 0.5,
