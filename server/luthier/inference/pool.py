@@ -119,7 +119,7 @@ class ModelPool:
         """
         wanted = names.parse_model(name)
         self._find(wanted)
-        with self._loading:
+        with self._threads.aside(), self._loading:
             key = self._snapshot.key(wanted)
             self._unloaded -= {key}
             self._failed.pop(key, None)
@@ -134,7 +134,7 @@ class ModelPool:
         """
         wanted = names.parse_model(name)
         self._find(wanted)
-        with self._loading:
+        with self._threads.aside(), self._loading:
             key = self._snapshot.key(wanted)
             self._unloaded |= {key}
             if self._residents.get(key):
@@ -178,6 +178,7 @@ class ModelPool:
             failed = self._load_ahead(targets, versions)
             for key, error in failed.items():
                 log.error("version cannot be served", version=versions[key].name, why=error.message)
+                _bare(error)
             aliases: dict[tuple[str, str], Key | LuthierError] = {}
             for alias, target in targets.items():
                 before = former.get(alias)
@@ -256,7 +257,7 @@ class ModelPool:
                 if has_room:
                     self._residents.load(version, key, asked=False)
             except LuthierError as error:
-                failed[key] = _bare(error)
+                failed[key] = error
         return failed
 
     def _tidy(self) -> None:
