@@ -16,11 +16,10 @@ from scipy.sparse import csr_matrix
 from luthier.tasks.recommendation.v1.recommendation_pb2 import Instance, Prediction, ScoredItem, SimilarItemsInstance
 from luthier_recommendation.algorithms import Model
 from luthier_recommendation.interactions import Interactions
+from luthier_recommendation.search import best_of, users_at_once
 
 Array = npt.NDArray[Any]
 
-CHUNK = 256
-"""Instances whose scores of all items are held at a time."""
 DEFAULT_K = 10
 
 
@@ -30,8 +29,9 @@ def predict(
     """Returns one prediction for each `Instance` or `SimilarItemsInstance`."""
     reference = _Reference(model, interactions, titles)
     predictions: list[Message] = []
-    for begin in range(0, len(instances), CHUNK):
-        predictions += reference.predict(instances[begin : begin + CHUNK])
+    size = users_at_once(len(interactions.items))
+    for begin in range(0, len(instances), size):
+        predictions += reference.predict(instances[begin : begin + size])
     return predictions
 
 
@@ -93,7 +93,7 @@ class _Reference:
             allowed = [self._items[item] for item in instance.allow if item in self._items]
             scores[np.setdiff1d(np.arange(len(scores)), allowed)] = -np.inf
         scores[[self._items[item] for item in instance.deny if item in self._items]] = -np.inf
-        best = np.argsort(-scores, kind="stable")[: instance.k or DEFAULT_K]
+        [best] = best_of(scores[None, :], instance.k or DEFAULT_K)
         ids = self._interactions.items
         return Prediction(
             items=[

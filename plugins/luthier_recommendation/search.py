@@ -25,8 +25,8 @@ FINALISTS, REDRAWS = 4, 3
 """Trials that are measured again, and on how many further draws."""
 MAX_USERS = 2000
 """Users that a choice is measured on; their mean nDCG is then known to about 0.005."""
-CHUNK = 256
-"""Users whose scores of all items are held at a time."""
+CHUNK, MAX_SCORES = 256, 2**25
+"""Most users whose scores of all items are held at a time, and most scores."""
 EASE_MAX_SIDE = 5000
 """AUTO tries EASE up to here: a matrix of this side is inverted in seconds."""
 EASE_MAX_BYTES = 500_000_000
@@ -163,12 +163,18 @@ def ndcg_of(model: Model, train: csr_matrix, held: csr_matrix, users: Array) -> 
 
 def ranked_for(model: Model, train: csr_matrix, users: Array) -> Iterator[tuple[Array, Array]]:
     """Yields users by the chunk with their best 10 unseen items, [chunk, 10]."""
-    for begin in range(0, len(users), CHUNK):
-        chunk = users[begin : begin + CHUNK]
+    size = users_at_once(train.shape[1])
+    for begin in range(0, len(users), size):
+        chunk = users[begin : begin + size]
         profiles = train[chunk]
         scores = model.scores_of_users(chunk, profiles)
         scores[profiles.nonzero()] = -np.inf
         yield chunk, best_of(scores, metrics.CUTOFF)
+
+
+def users_at_once(num_items: int) -> int:
+    """How many users' scores of all items are held at a time."""
+    return max(1, min(CHUNK, MAX_SCORES // num_items))
 
 
 def best_of(scores: Array, k: int) -> Array:
