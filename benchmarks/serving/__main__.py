@@ -124,7 +124,7 @@ def measure(plan: Plan) -> dict[str, Any]:
     print("\n".join(f"{place}: {found}" for place, found in packages.items()), flush=True)
     if len({found["onnxruntime"] for found in packages.values()}) > 1:
         raise SystemExit("the versions of onnxruntime differ")
-    home, bundles = publishing.publish()
+    home, bundles = publishing.publish(sorted({case.model for case in plan.cases}))
     questions = {case.id: case.questions(bundles[case.model]) for case in plan.cases}
     load = os.getloadavg()[0]
     if load > QUIET:

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import environments
@@ -40,19 +40,19 @@ safetensors.torch.save_file(timm.create_model("mobilenetv3_small_100").state_dic
 """
 
 
-def publish() -> tuple[Path, dict[str, Path]]:
-    """The home of a server that has all models, and the bundles by model. Made once."""
+def publish(models: Collection[str]) -> tuple[Path, dict[str, Path]]:
+    """The home of a server that has these models, and their bundles. Each is made once."""
     state = environments.digest([environments.ROOT / maker for maker in _MAKERS])
     home = environments.BUILD / f"home-{state}"
-    bundles = {model: home / "downloaded" / model for model in _MODELS}
+    bundles = {model: home / "downloaded" / model for model in models}
     if not all((bundle / "model.onnx").exists() for bundle in bundles.values()):
         home.mkdir(parents=True, exist_ok=True)
         with servers.luthier(home, []) as server, Client(server.address, timeout=600) as client:
             there = {model.name.removeprefix("models/") for model in client.list_models()}
-            for model, make in _MODELS.items():
+            for model in models:
                 if model not in there:
                     print(f"publishing {model}", flush=True)
-                    make(client, home)
+                    _MAKE[model](client, home)
                 shutil.rmtree(bundles[model], ignore_errors=True)
                 client.download_version(model, bundles[model])
     return home, bundles
@@ -118,7 +118,7 @@ def _movies(client: Client, home: Path) -> None:
     client.fine_tune("movies", task="recommendation", dataset="movies", config=config).result()
 
 
-_MODELS: dict[str, Callable[[Client, Path], None]] = {
+_MAKE: dict[str, Callable[[Client, Path], None]] = {
     "mlp": _mlp,
     "float-images": _float_images,
     "images": _images,

@@ -91,23 +91,31 @@ class Recommendation(Tensors):
 
     def __init__(self, bundle):
         super().__init__(bundle)
-        self.users = {user: row for row, user in enumerate(self.read("users.json"))}
-        self.items = np.array([item.encode() for item in self.read("items.json")], object)
-        self.factors = np.load(self.bundle / "user_factors.npy")
-        self.starts = np.load(self.bundle / "seen.indptr.npy")
-        self.seen = np.load(self.bundle / "seen.indices.npy")
+        self.users = {user: row for row, user in enumerate(self.ids("users"))}
+        self.items = np.array(self.ids("items"), object)
+        self.factors = self.array("user_factors")
+        self.starts = self.array("seen.indptr")
+        self.seen = self.array("seen.indices").astype(np.int64)
+
+    def array(self, name):
+        return np.load(self.bundle / f"{name}.npy")
+
+    def ids(self, name):
+        text, ends = self.array(f"{name}.text").tobytes(), self.array(f"{name}.ends").tolist()
+        return [text[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
 
     def __call__(self, inputs):
-        user = self.users[inputs["raw"].item().decode()]
-        seen = self.seen[self.starts[user] : self.starts[user + 1]].astype(np.int64)
+        user = self.users[inputs["raw"].item()]
+        seen = self.seen[self.starts[user] : self.starts[user + 1]]
         found = super().__call__(
             {
-                "query": self.factors[user : user + 1].astype(np.float32),
-                "scale": np.ones((1, 1), np.float32),
+                "query": self.factors[user : user + 1],
+                "is_similar": np.array([[False]]),
                 "k": np.array([[ITEMS]]),
                 "adjusted": seen[None],
                 "adjustments": np.full((1, len(seen)), -np.inf, np.float32),
-                "mask": np.zeros((1, 1), np.float32),
+                "allowed": np.full((1, 1), len(self.items)),
+                "is_restricted": np.array([[False]]),
             }
         )
         return {"items": self.items[found["items"][0]], "scores": found["scores"][0]}
