@@ -39,7 +39,7 @@ class ImageClassificationCodec(Codec):
             if instance.top_k < 0:
                 violations[f"instances[{i}].top_k"] = f"{instance.top_k} is below 0"
             try:
-                pixels[i] = images.resize(images.decode(instance.image), *self._size)
+                pixels[i] = images.decode_to(instance.image, *self._size)
             except images.ImageError as error:
                 violations[f"instances[{i}].image"] = str(error)
         if violations:

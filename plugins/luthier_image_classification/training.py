@@ -174,7 +174,7 @@ def predict(model: Model, instances: Sequence[Any]) -> list[Message]:
     predictions: list[Message] = []
     for start in range(0, len(instances), EVALUATION_BATCH):
         batch = instances[start : start + EVALUATION_BATCH]
-        pixels = np.stack([images.resize(images.decode(instance.image), *model.size) for instance in batch])
+        pixels = np.stack([images.decode_to(instance.image, *model.size) for instance in batch])
         with torch.inference_mode():
             probabilities = classifier(torch.from_numpy(pixels).to(model.device)).softmax(-1).cpu()
         for instance, row in zip(batch, probabilities, strict=True):

@@ -46,7 +46,7 @@ class ObjectDetectionCodec(Codec):
             if instance.max_detections < 0:
                 violations[f"instances[{i}].max_detections"] = f"{instance.max_detections} is below 0"
             try:
-                pixels[i] = images.resize(images.decode(instance.image), self._height, self._width)
+                pixels[i] = images.decode_to(instance.image, self._height, self._width)
             except images.ImageError as error:
                 violations[f"instances[{i}].image"] = str(error)
         if violations:

@@ -40,7 +40,7 @@ class SemanticSegmentationCodec(Codec):
             if instance.format not in pb.MaskFormat.values():
                 violations[f"instances[{i}].format"] = f"{instance.format} is none of {', '.join(pb.MaskFormat.keys())}"
             try:
-                pixels[i] = images.resize(images.decode(instance.image), self._height, self._width)
+                pixels[i] = images.decode_to(instance.image, self._height, self._width)
             except images.ImageError as error:
                 violations[f"instances[{i}].image"] = str(error)
         if violations:

@@ -249,3 +249,25 @@ def test_resizing_keeps_what_has_the_size_and_smooths_what_shrinks() -> None:
     assert np.abs(images.resize(stripes, 8, 8).astype(int)[:, 1:-1] - 127).max() <= 1
     values = np.array([[1, 9]], dtype=np.uint8)
     assert images.resize_values(values, 2, 4).tolist() == [[1, 1, 9, 9]] * 2
+
+
+@pytest.mark.parametrize("size", [(224, 160), (5, 7), (480, 640)])
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("mode", MODES)
+def test_decoding_to_a_size_is_decoding_and_resizing(mode: str, orientation: int, size: tuple[int, int]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 48, 3), np.uint8).repeat(10, 0).repeat(10, 1)
+    image = Image.fromarray(noise).convert("L").convert("I;16") if mode == "I;16" else Image.fromarray(noise)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = saved(image if mode == "I;16" else image.convert(mode), "JPEG" if mode == "CMYK" else "PNG", exif=exif)
+    assert np.array_equal(images.decode_to(data, *size), images.resize(images.decode(data), *size))
+
+
+def test_decoding_to_a_size_refuses_what_decoding_refuses() -> None:
+    whole = saved(Image.fromarray(SCENE), "PNG")
+    for data in (b"", b"text", whole[:-20]):
+        with pytest.raises(images.ImageError) as plain:
+            images.decode(data)
+        with pytest.raises(images.ImageError) as sized:
+            images.decode_to(data, 3, 3)
+        assert str(sized.value) == str(plain.value)

@@ -56,7 +56,7 @@ def cache_images(encoded: Iterable[bytes], count: int, size: tuple[int, int], pa
     cache = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(count, *size, 3))
     # Pillow decodes and resizes outside the interpreter's lock.
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for index, image in enumerate(pool.map(lambda data: images.resize(images.decode(data), *size), encoded)):
+        for index, image in enumerate(pool.map(lambda data: images.decode_to(data, *size), encoded)):
             cache[index] = image
             beat()
     return cache
