@@ -34,16 +34,26 @@ def wait_for_lines(server: Server, event: str, count: int, **fields: str) -> lis
 def text_of(server: Server) -> str:
     """What a server with `--metrics-listen` answers to a scrape."""
     [line] = wait_for_lines(server, "metrics", 1)
-    with urllib.request.urlopen(f"http://{line['address']}/metrics", timeout=10) as answer:
+    return text_at(line["address"])
+
+
+def text_at(address: str) -> str:
+    """What is answered there."""
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
         content: bytes = answer.read()
         return content.decode()
 
 
 def scrape(server: Server) -> Scrape:
     """The values of all series, by name and labels in order."""
+    return parsed(text_of(server))
+
+
+def parsed(text: str) -> Scrape:
+    """The values in an answer."""
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(text_of(server))
+        for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
 

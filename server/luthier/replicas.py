@@ -57,7 +57,7 @@ class Replicas:
         self._settings = self._settings.model_copy(
             update={"listen": address, "trainings": 0, "jobs": 0, "processes": 1}
         )
-        self._processes = [self._spawn() for _ in range(self._count)]
+        self._processes = [self._spawn(place) for place in range(self._count)]
 
     def wait(self) -> None:
         """Returns once each listens, or has had its time; from then on those that die are replaced."""
@@ -76,9 +76,13 @@ class Replicas:
         for process in self._processes:
             process.wait()
 
-    def _spawn(self) -> subprocess.Popen[bytes]:
+    def _spawn(self, place: int) -> subprocess.Popen[bytes]:
+        host, _, port = self._settings.metrics_listen.rpartition(":")
+        # Each counts its own work, so each shows it on a port of its own: those after the first process's.
+        metrics = f"{host}:{int(port) + place + 1 if int(port) else 0}" if port else ""
+        settings = self._settings.model_copy(update={"metrics_listen": metrics})
         return subprocess.Popen(
-            [sys.executable, "-m", "luthier.replica", self._settings.model_dump_json()],
+            [sys.executable, "-m", "luthier.replica", settings.model_dump_json()],
             # It ends when this is closed, which also the kernel does.
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -90,7 +94,7 @@ class Replicas:
             for place, process in enumerate(self._processes):
                 if process.poll() is not None:
                     log.error("server process ended", process=process.pid, status=process.returncode)
-                    self._processes[place] = self._spawn()
+                    self._processes[place] = self._spawn(place)
 
 
 def _await_line(process: subprocess.Popen[bytes]) -> None:

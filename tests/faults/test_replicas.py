@@ -18,6 +18,7 @@ from luthier.oip.v2 import open_inference_pb2_grpc as oip_grpc
 from luthier.tasks.recommendation.v1 import recommendation_pb2 as recommendation
 from luthier.tasks.recommendation.v1 import recommendation_pb2_grpc as recommendation_grpc
 from luthier.v1 import model_pb2, model_pb2_grpc
+from scrapes import parsed, text_at, value, wait_for_lines
 from support import Server, create_dataset, fine_tune, interactions, serving
 
 EASE = recommendation.Config(algorithm=recommendation.ALGORITHM_EASE, regularization=10)
@@ -113,3 +114,15 @@ def test_a_port_that_another_server_shares_is_still_taken(tmp_path: Path) -> Non
         )
         assert second.returncode == 1
         assert f"cannot listen on {server.address}" in second.stderr
+
+
+def test_each_process_shows_its_own_metrics(tmp_path: Path) -> None:
+    with serving(tmp_path, "--processes", "2", "--metrics-listen", "127.0.0.1:0") as server:
+        with channels(server, 16) as opened:
+            for channel in opened:
+                oip_grpc.GRPCInferenceServiceStub(channel).ServerLive(oip.ServerLiveRequest(), wait_for_ready=True)
+        labels = {"method": "/inference.GRPCInferenceService/ServerLive", "code": "OK"}
+        shown = [parsed(text_at(line["address"])) for line in wait_for_lines(server, "metrics", 2)]
+        counts = [value(one, "luthier_calls_total", **labels) for one in shown]
+        assert sum(counts) == 16
+        assert all(counts)
