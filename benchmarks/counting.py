@@ -29,11 +29,14 @@ from acme_regression.v1 import regression_pb2 as pb
 from acme_regression.v1 import regression_pb2_grpc
 from onnx import TensorProto, helper, numpy_helper
 
-from luthier.inference.pool import Served
+from luthier.inference.lanes import Cores
 from luthier.inference.predictor import Predictor
+from luthier.inference.served import Served
+from luthier.inference.threads import Threads
 from luthier.services.interceptor import CallInterceptor
 from luthier.services.prediction import typed_handler
 from luthier.telemetry.meters import DECODE, ENCODE, QUEUE, RUN, Meters, VersionMeter
+from luthier.v1.model_pb2 import ModelVersion
 
 LIMIT = 0.05
 FEATURES, HIDDEN = 8, 32
@@ -113,6 +116,9 @@ class Context:
     def time_remaining(self) -> float:
         return 1.0
 
+    def is_active(self) -> bool:
+        return True
+
     def code(self) -> None:
         return None
 
@@ -156,8 +162,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         write_network(Path(folder))
         bare = bare_handler(Predictor(task, Path(folder)))
-        served = Served("models/m/versions/1", task, Predictor(task, Path(folder), meter=meter), meter)
-        with serving(bare) as over_grpc:
+        version = ModelVersion(name="models/m/versions/1")
+        with Threads(1, most=1) as threads, serving(bare) as over_grpc:
+            predictor = Predictor(task, Path(folder), meter=meter)
+            served = Served(version, task, predictor, meter, cores=Cores(1, threads), most_waiting=1)
             ways = {
                 "over gRPC": over_grpc,
                 "handler alone": directly(bare),

@@ -124,7 +124,7 @@ def measure(directory: Path, threads: int, turns: int) -> dict[str, Any]:
     item_factors = np.load(directory / "item_factors.npy")
     user_factors = np.load(directory / "user_factors.npy")[users]
     seen, starts = (np.load(directory / f"seen.{name}.npy") for name in ("indices", "indptr"))
-    codec, session, names = predictor._codec, predictor._session, predictor._outputs
+    codec, session, names = predictor._codec, predictor._session, predictor._names
     times: dict[str, list[float]] = {}
     for turn in range(turns + 1):
         batch = [asked[(turn * max(BATCHES) + i) % ASKED] for i in range(max(BATCHES))]
