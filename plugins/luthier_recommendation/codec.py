@@ -38,6 +38,7 @@ class RecommendationCodec(Codec):
         self._queries: Queries = QUERIES[self._files.description.algorithm](self._files)
         expansion = self._files.description.expansion
         self._index = Index(directory, expansion) if expansion else None
+        self._item_factors = self._files.array("item_factors") if expansion else _NOTHING
 
     def encode(self, instances: Sequence[Message]) -> Mapping[str, Array]:
         """Returns the inputs of `graphs`, one row for each instance."""
@@ -130,11 +131,10 @@ class RecommendationCodec(Codec):
         width = max([1, *(len(items) for items in found if items is not None)])
         candidates = np.full((len(asked), width), len(self._items), dtype=np.int64)
         factors = np.zeros((len(asked), width, queries.shape[1]), dtype=np.float32)
-        item_factors = self._files.array("item_factors")
         for row, items in enumerate(found):
             if items is not None:
                 candidates[row, : len(items)] = items
-                factors[row, : len(items)] = item_factors[items]
+                factors[row, : len(items)] = self._item_factors[items]
         scans = np.array([[items is None] for items in found])
         return {"candidates": candidates, "candidate_factors": factors, "scans": scans}
 

@@ -71,6 +71,10 @@ _DOOR = 16
 """How many times more calls may wait for a thread, of all models, than may wait for one model."""
 
 
+_ASIDE = 256
+"""Most calls that wait in lanes, of all models; further ones wait for a thread."""
+
+
 class App:
     """One server process."""
 
@@ -92,7 +96,7 @@ class App:
         self._tracing = Tracing(settings.traces_endpoint, settings.traces_ratio) if settings.traces_endpoint else None
         self._exposition: Exposition | None = None
         count = settings.prediction_threads
-        self._predictions = Threads(count, most=count + settings.stream_threads)
+        self._predictions = Threads(count, most=count + _ASIDE)
         self._pool = ModelPool(
             self._registry,
             self._store,
@@ -116,6 +120,7 @@ class App:
         """The gRPC server with every service in its pool, and the services' names."""
         options = _OPTIONS | {
             "grpc.max_receive_message_length": self._settings.max_request_bytes,
+            # Otherwise a second server must not take the port silently.
             "grpc.so_reuseport": int(self._is_replica or self._settings.processes > 1),
         }
         admission = Admission(self._predictions, self._control, _DOOR * self._settings.most_waiting)

@@ -162,6 +162,11 @@ def test_models_describe_themselves(stub: oip_grpc.GRPCInferenceServiceStub) -> 
             "outputs.logits: is not known; the model gives value",
         ),
         (
+            request(parameters={"timeout": pb.InferParameter(string_param="1s")}),
+            "INVALID_ARGUMENT",
+            "parameters.timeout: is no number of microseconds",
+        ),
+        (
             request(parameters={"sequence_id": pb.InferParameter(int64_param=1)}),
             "INVALID_ARGUMENT",
             "parameters.sequence_id: no model keeps a state",
@@ -196,6 +201,14 @@ def test_what_the_graph_cannot_compute_is_the_callers_mistake(stub: oip_grpc.GRP
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "inputs: the graph cannot compute them" in status_of(refused.value).message
     assert "/" not in status_of(refused.value).message
+
+
+@pytest.mark.parametrize("microseconds", [0, 10_000_000])
+def test_a_timeout_that_suffices_changes_nothing(
+    stub: oip_grpc.GRPCInferenceServiceStub, expected: list[float], microseconds: int
+) -> None:
+    answer = stub.ModelInfer(request(parameters={"timeout": pb.InferParameter(int64_param=microseconds)}))
+    assert np.frombuffer(answer.raw_output_contents[0], np.float32).tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_stream_goes_on_after_what_fails(stub: oip_grpc.GRPCInferenceServiceStub, expected: list[float]) -> None:

@@ -112,16 +112,6 @@ _DATATYPES = {
     FieldDescriptor.CPPTYPE_UINT32: "UINT32",
     FieldDescriptor.CPPTYPE_UINT64: "UINT64",
 }
-_DTYPES: dict[str, Any] = {
-    "BOOL": bool,
-    "FP32": np.float32,
-    "FP64": np.float64,
-    "INT32": np.int32,
-    "INT64": np.int64,
-    "UINT32": np.uint32,
-    "UINT64": np.uint64,
-    BYTES: object,
-}
 
 
 def _tensor(field: Any, optional: bool = False) -> Tensor | None:
@@ -136,6 +126,6 @@ def _column(predictions: Sequence[Message], output: Tensor) -> np.ndarray:
         values: list[Any] = [MessageToJson(p, preserving_proto_field_name=True, indent=None) for p in predictions]
     else:
         values = [getattr(prediction, output.name) for prediction in predictions]
-    column = np.empty((len(values), 1), _DTYPES[output.datatype])
+    column = np.empty((len(values), 1), output.dtype)
     column[:, 0] = values
     return column

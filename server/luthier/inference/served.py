@@ -39,7 +39,8 @@ class Served:
         self.predictor = predictor
         # One that was published before anybody measured is computed one call at a time.
         row_s = next((variant.latency_ms / 1000 for variant in version.variants if variant.served), 0.0)
-        most_rows = version.serving.most_rows or 1
+        self.most_rows = version.serving.most_rows or 1
+        """Up to how many instances calls are computed together."""
         self.meter = meter
         lane = partial(
             Lane,
@@ -47,13 +48,19 @@ class Served:
             version.name,
             row_s=row_s,
             meter=meter,
-            most_rows=most_rows,
             most_waiting=most_waiting,
         )
+        # A length that is not the rows' may depend on what else is in the batch. A codec cuts off what is too much, who
+        # asks for the graph's tensors would see it.
+        is_fixed = all(n >= 0 for output in predictor.outputs for n in output.shape[1:])
         # Nothing below refers back to this: a version's memory is free with its last call, not with the collector's
         # next round.
-        predictions: Lane[Sequence[Message], list[Message]] = lane(partial(_predict, predictor))
-        runs: Lane[tuple[Arrays, Sequence[str]], Arrays] = lane(partial(_compute, predictor, version.name))
+        predictions: Lane[Sequence[Message], list[Message]] = lane(
+            partial(_predict, predictor), most_rows=self.most_rows
+        )
+        runs: Lane[tuple[Arrays, Sequence[str]], Arrays] = lane(
+            partial(_compute, predictor, version.name), most_rows=self.most_rows if is_fixed else 1
+        )
         self._predict = partial(_predict_in, predictions)
         self._compute = partial(_compute_in, runs)
         self.graph = GraphFace(predictor, self._compute)

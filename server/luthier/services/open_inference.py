@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 
@@ -23,7 +24,7 @@ from luthier.services.prediction import MOST_INSTANCES, caller_of
 INSTANCES = ".instances"
 """What follows a model's name for the fields of its task's messages instead of the tensors of its graph."""
 
-EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "schedule_policy", "statistics")
+EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
 """Those of Triton's extensions of the protocol that are spoken."""
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
@@ -77,7 +78,7 @@ class OpenInferenceService:
 
     def ModelConfig(self, request: pb.ModelConfigRequest, context: grpc.ServicerContext) -> pb.ModelConfigResponse:
         """The same as Triton's tools read it."""
-        _, face = self._find(request.name, request.version)
+        served, face = self._find(request.name, request.version)
         config = pb.ModelConfig(
             name=request.name,
             platform=face.platform,
@@ -90,6 +91,8 @@ class OpenInferenceService:
             output=[pb.ModelOutput(name=t.name, data_type=t.number, dims=t.shape[1:]) for t in face.outputs.values()],
             model_transaction_policy=pb.ModelTransactionPolicy(decoupled=False),
         )
+        if served.most_rows > 1:
+            config.dynamic_batching.preferred_batch_size.append(served.most_rows)
         return pb.ModelConfigResponse(config=config)
 
     def ModelInfer(self, request: Request, context: grpc.ServicerContext) -> pb.ModelInferResponse:
@@ -201,10 +204,16 @@ def _number(served: Served) -> str:
 def _caller(request: pb.ModelInferRequest, context: grpc.ServicerContext) -> Caller:
     """Who waits, for no longer than the request says."""
     caller = caller_of(context)
-    if "timeout" not in request.parameters:
+    given = request.parameters.get("timeout")
+    if given is None:
         return caller
-    timeout_s = request.parameters["timeout"].int64_param / 1e6
-    return Caller(min(timeout_s, caller.remaining_s or timeout_s), caller.is_there)
+    timeout_s = getattr(given, given.WhichOneof("parameter_choice") or "int64_param")
+    if not isinstance(timeout_s, int) or timeout_s < 0:
+        raise InvalidArgument({"parameters.timeout": "is no number of microseconds; 0: as long as the call may take"})
+    if not timeout_s:
+        return caller
+    remaining_s = math.inf if caller.remaining_s is None else caller.remaining_s
+    return Caller(min(timeout_s / 1e6, remaining_s), caller.is_there)
 
 
 def _metadata(tensor: Tensor) -> pb.ModelMetadataResponse.TensorMetadata:
