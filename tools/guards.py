@@ -38,6 +38,55 @@ class Guard:
 
 GUARDS = [
     Guard(
+        "load: a lane takes no more than may wait",
+        "tests/faults/test_load.py::test_twice_as_many_calls_as_can_be_answered",
+        "luthier/inference/lanes.py",
+        "        if len(self._waiting) >= self._most_waiting:\n",
+        "        if False:\n",
+    ),
+    Guard(
+        "load: nothing is computed for who has gone",
+        "tests/unit/test_lanes.py::test_who_has_gone_or_whose_time_is_over_costs_no_work",
+        "luthier/inference/lanes.py",
+        "            if not call.caller.is_there():\n",
+        "            if False:\n",
+    ),
+    Guard(
+        "load: an expired call leaves its place",
+        "tests/faults/test_load.py::test_calls_that_nobody_waits_for",
+        "luthier/inference/lanes.py",
+        "        if not call.turn.acquire(timeout=call.patience_s()):\n",
+        "        if not call.turn.acquire(timeout=call.patience_s()) and False:\n",
+    ),
+    Guard(
+        "load: of calls that fail together each is computed alone",
+        "tests/unit/test_lanes.py::test_a_bad_call_fails_alone",
+        "luthier/inference/lanes.py",
+        "            if len(batch) == 1:\n",
+        "            if batch:\n",
+    ),
+    Guard(
+        "load: streams have threads of their own",
+        "tests/faults/test_load.py::test_many_who_only_hold_on",
+        "luthier/services/binding.py",
+        "        pool = self._streams if long else self._control\n",
+        "        pool = self._control\n",
+    ),
+    Guard(
+        "load: clients may ping every 20 s",
+        "tests/faults/test_load.py::test_pings_as_often_as_allowed",
+        "luthier/app.py",
+        '    "grpc.http2.min_ping_interval_without_data_ms": 20_000,\n',
+        "",
+    ),
+    Guard(
+        "load: tensors whose lengths are their own go alone",
+        "tests/unit/test_served.py::test_tensors_go_together_where_nobody_would_see_it[any length]",
+        "luthier/inference/served.py",
+        "self.most_rows if is_fixed else 1",
+        "self.most_rows",
+    ),
+    Guard(
         "a request id that is not safe to repeat is replaced",
         "tests/e2e/test_request_ids.py::test_an_id_that_is_not_safe_to_repeat_is_replaced[-rf]",
         "luthier/telemetry/calls.py",

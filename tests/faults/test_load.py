@@ -181,8 +181,7 @@ def test_many_who_only_hold_on(home: Path) -> None:
             stream.cancel()
 
 
-@pytest.mark.parametrize("seconds", [25, pytest.param(60, marks=pytest.mark.slow)])
-def test_pings_as_often_as_allowed(home: Path, seconds: int) -> None:
+def test_pings_as_often_as_allowed(home: Path) -> None:
     with serving(home) as server:
         pinging = [
             ("grpc.keepalive_time_ms", 21_000),
@@ -193,7 +192,8 @@ def test_pings_as_often_as_allowed(home: Path, seconds: int) -> None:
         with grpc.insecure_channel(server.address, pinging) as channel:
             stream = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
             assert next(stream).status == health_pb2.HealthCheckResponse.SERVING
-            time.sleep(seconds)
+            # Of pings that come too early gRPC forgives the first three.
+            time.sleep(90)
             assert stream.is_active()
             stream.cancel()
         hasty = [("grpc.keepalive_time_ms", 100), *pinging[1:]]
