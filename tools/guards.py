@@ -38,6 +38,13 @@ class Guard:
 
 GUARDS = [
     Guard(
+        "end: a signal that comes while the process waits for one ends it",
+        "tests/unit/test_signals.py",
+        "luthier/signals.py",
+        "from queue import SimpleQueue\n",
+        "from queue import Queue as SimpleQueue\n",
+    ),
+    Guard(
         "load: a lane takes no more than may wait",
         "tests/faults/test_load.py::test_twice_as_many_calls_as_can_be_answered",
         "luthier/inference/lanes.py",

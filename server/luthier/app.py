@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import signal
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -40,6 +38,7 @@ from luthier.services.operations import LongRunningService, OperationService
 from luthier.services.prediction import PredictionService, typed_handler
 from luthier.services.tasks import TaskService
 from luthier.settings import Settings
+from luthier.signals import ending
 from luthier.store import Store
 from luthier.supervisor import Supervisor
 from luthier.telemetry.meters import Meters
@@ -263,9 +262,7 @@ _SERVICES = ("Task", "Base", "Dataset", "Model", "Evaluation", "Prediction", "Ba
 
 def run(settings: Settings, shares_port: bool = False) -> int:
     """Serves until SIGTERM or SIGINT, and returns an exit status: 0, or 1 where it cannot listen."""
-    ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
+    ended = ending()
     app = App(settings, shares_port)
     try:
         port = app.start()
@@ -277,7 +274,7 @@ def run(settings: Settings, shares_port: bool = False) -> int:
     # What is there now stays; the collector need not look at it again.
     gc.freeze()
     gc.enable()
-    ended.wait()
+    ended.get()
     log.info("stopping")
     app.stop()
     return 0

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-
 import structlog
 
 from luthier.database import Database
 from luthier.operations import Operations
 from luthier.settings import Settings
+from luthier.signals import ending
 from luthier.store import Store
 from luthier.supervisor import Supervisor
 
@@ -18,9 +16,7 @@ log = structlog.get_logger()
 
 def run(settings: Settings) -> int:
     """Takes up operations until SIGTERM or SIGINT, gives back those that have not ended, and returns 0."""
-    ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
+    ended = ending()
     store = Store(settings.home, settings.artefacts)
     store.check()
     database = Database(settings.database)
@@ -28,7 +24,7 @@ def run(settings: Settings) -> int:
     supervisor = Supervisor(settings, Operations(database), store)
     supervisor.start()
     print(f"taking up operations of {settings.home}", flush=True)
-    ended.wait()
+    ended.get()
     log.info("stopping")
     supervisor.stop()
     database.close()

@@ -100,38 +100,54 @@ class Watch:
             self.seconds.append(time.perf_counter() - started)
 
 
+def overload(server: Server) -> tuple[Any, list[Any]]:
+    """Twice as many calls as the server can take, for four seconds: how long each took, and the calls."""
+    begun, ended, calls = {}, {}, []
+    start = time.perf_counter()
+    for number in range(int(4 * 2 * 4 / PACE_S)):
+        time.sleep(max(0.0, start + number * PACE_S / 8 - time.perf_counter()))
+        begun[number] = time.perf_counter()
+        call = recommend(server).future(request(), timeout=30)
+        call.add_done_callback(lambda _, number=number: ended.setdefault(number, time.perf_counter()))
+        calls.append(call)
+    for call in calls:
+        call.code()
+    while len(ended) < len(calls):
+        time.sleep(0.01)
+    return np.array([ended[number] - begun[number] for number in range(len(calls))]), calls
+
+
 def test_twice_as_many_calls_as_can_be_answered(home: Path) -> None:
     with paced(home, "--most-waiting", "2") as server:
-        unloaded = [ask(server) for _ in range(100)]
-        begun, ended = {}, {}
-        calls = []
-        with Watch(server) as health:
-            start = time.perf_counter()
-            for number in range(int(4 * 2 * 4 / PACE_S)):
-                time.sleep(max(0.0, start + number * PACE_S / 8 - time.perf_counter()))
-                begun[number] = time.perf_counter()
-                call = recommend(server).future(request(), timeout=30)
-                call.add_done_callback(lambda _, number=number: ended.setdefault(number, time.perf_counter()))
-                calls.append(call)
-            codes = [call.code() for call in calls]
-        took = np.array([ended[number] - begun[number] for number in range(len(calls))])
-        accepted = took[[code is grpc.StatusCode.OK for code in codes]]
-        refused = [call for call in calls if call.code() is not grpc.StatusCode.OK]
-        assert {call.code() for call in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
-        # Half are more than it can take.
-        assert 0.35 < len(accepted) / len(calls) < 0.65
-        assert np.percentile(accepted, 99) <= 2 * np.percentile(unloaded, 99)
-        assert np.median(took[[code is not grpc.StatusCode.OK for code in codes]]) < PACE_S / 4
+        slower, refusals, slowest = [], [], []
+        # The slowest of a hundred is what the machine did meanwhile as much as the server; of five turns the middle one.
+        for _ in range(5):
+            unloaded = [ask(server) for _ in range(100)]
+            with Watch(server) as health:
+                took, calls = overload(server)
+            is_accepted = np.array([call.code() is grpc.StatusCode.OK for call in calls])
+            refused = [call for call in calls if call.code() is not grpc.StatusCode.OK]
+            assert {call.code() for call in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+            # Half are more than it can take.
+            assert 0.35 < is_accepted.mean() < 0.65
+            slower.append(np.percentile(took[is_accepted], 99) / np.percentile(unloaded, 99))
+            refusals.append(np.median(took[~is_accepted]))
+            slowest.append(max(health.seconds))
+        assert statistics.median(slower) <= 2
+        assert statistics.median(slowest) < 0.1
+        assert statistics.median(refusals) < PACE_S / 4
         status = status_of(refused[0])
         assert status.message == "2 calls wait for models/shop/versions/1, which is all that may"
         retry = error_details_pb2.RetryInfo()
         assert any(detail.Unpack(retry) for detail in status.details if detail.Is(retry.DESCRIPTOR))
         assert 0 < retry.retry_delay.ToMilliseconds() <= 1000 * PACE_S
-        assert max(health.seconds) < 0.1
 
 
 def test_calls_that_nobody_waits_for(home: Path) -> None:
     with paced(home) as server:
+        # As many threads as there ever are: all that may wait do.
+        calls = [recommend(server).future(request()) for _ in range(150)]
+        assert {call.code() for call in calls} == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
 
         def round_of_calls() -> None:
             expiring = [recommend(server).future(request(), timeout=0.03) for _ in range(50)]

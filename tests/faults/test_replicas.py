@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -34,9 +35,14 @@ def replicas_of(server: Server) -> list[int]:
 
 @contextmanager
 def channels(server: Server, count: int) -> Iterator[list[grpc.Channel]]:
-    """Connections of their own, which the kernel gives to one process or another."""
+    """Connections of their own, which the kernel gives to one process or another.
+
+    A call that was sent to a process just before it died has no answer: as clients do, it is sent once more.
+    """
+    retry = {"maxAttempts": 3, "initialBackoff": "0.1s", "maxBackoff": "1s", "backoffMultiplier": 2}
+    policy = {"methodConfig": [{"name": [{}], "retryPolicy": retry | {"retryableStatusCodes": ["UNAVAILABLE"]}}]}
     with ExitStack() as stack:
-        options = [("grpc.use_local_subchannel_pool", 1)]
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.service_config", json.dumps(policy))]
         yield [stack.enter_context(grpc.insecure_channel(server.address, options)) for _ in range(count)]
 
 
