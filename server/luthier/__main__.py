@@ -30,7 +30,8 @@ def main() -> int:
     except ValidationError as error:
         for problem in error.errors():
             field = "-".join(map(str, problem["loc"])).replace("_", "-")
-            print(f"luthier {program}: {'--' + field + ': ' if field else ''}{problem['msg']}", file=sys.stderr)
+            said = problem["msg"].removeprefix("Value error, ")
+            print(f"luthier {program}: {'--' + field + ': ' if field else ''}{said}", file=sys.stderr)
         return 2
 
     from luthier.database import NewerDatabase

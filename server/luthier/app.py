@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from luthier import plugins
 from luthier.bases import Catalogue
+from luthier.certificates import Certificates, Files
 from luthier.database import Database
 from luthier.errors import StoreUnavailable
 from luthier.housekeeping import Housekeeping
@@ -37,7 +38,7 @@ from luthier.services.open_inference import OpenInferenceService
 from luthier.services.operations import LongRunningService, OperationService
 from luthier.services.prediction import PredictionService, typed_handler
 from luthier.services.tasks import TaskService
-from luthier.settings import Settings
+from luthier.settings import Settings, is_loopback
 from luthier.signals import ending
 from luthier.store import Store
 from luthier.supervisor import Supervisor
@@ -81,6 +82,8 @@ class App:
         """`shares_port` says that this is one of another process's replicas."""
         self._settings = settings
         self._is_replica = shares_port
+        # Before all else: a certificate that cannot be shown is no reason to touch a database.
+        self._certificates = _certificates(settings)
         self._replicas = Replicas(settings, settings.processes - 1)
         self._store = Store(settings.home, settings.artefacts)
         self._store.check()
@@ -183,6 +186,8 @@ class App:
             self._load()
             self._replicas.wait()
         self._revisions.start()
+        if self._certificates is not None:
+            self._certificates.start()
         self._supervisor.start()
         self._set_health(health_pb2.HealthCheckResponse.SERVING)
         self._housekeeping.start()
@@ -193,7 +198,10 @@ class App:
         if self._settings.processes > 1:
             check_free(self._settings.listen)
         try:
-            port: int = self._server.add_insecure_port(self._settings.listen)
+            if self._certificates is None:
+                port: int = self._server.add_insecure_port(self._settings.listen)
+            else:
+                port = self._server.add_secure_port(self._settings.listen, self._certificates.credentials())
         except RuntimeError as error:
             raise CannotListen(self._settings.listen, "listen") from error
         self._expose()
@@ -215,6 +223,8 @@ class App:
         self._housekeeping.stop()
         self._supervisor.stop()
         self._revisions.stop()
+        if self._certificates is not None:
+            self._certificates.stop()
         self._pool.close()
         stopped.wait()
         if self._tracing is not None:
@@ -241,9 +251,13 @@ class App:
                 "control": Pool.of(self._control),
                 "streams": Pool.of(self._streams),
             },
+            certificates=self._certificates,
         )
+        # On loopback nothing is hidden from anyone by encrypting it.
+        is_open = not is_loopback(self._settings.metrics_listen)
+        context = self._certificates.context() if self._certificates is not None and is_open else None
         try:
-            self._exposition = Exposition(self._settings.metrics_listen, sources)
+            self._exposition = Exposition(self._settings.metrics_listen, sources, context)
         except OSError as error:
             raise CannotListen(self._settings.metrics_listen, "metrics-listen") from error
         log.info("metrics", address=self._exposition.address)
@@ -255,6 +269,13 @@ class App:
     def _set_health(self, status: int) -> None:
         for name in ("", *self._names):
             self._health.set(name, status)
+
+
+def _certificates(settings: Settings) -> Certificates | None:
+    """What the settings name; raises BadCertificate where it cannot be shown."""
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return None
+    return Certificates(Files(settings.tls_certificate, settings.tls_key, settings.tls_client_ca))
 
 
 _SERVICES = ("Task", "Base", "Dataset", "Model", "Evaluation", "Prediction", "BatchPrediction", "Operation")
