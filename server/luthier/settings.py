@@ -34,6 +34,14 @@ class Settings(BaseSettings):
     home: Path = Field(Path(".luthier"), description="Folder of the database, the artefacts and luthier.toml.")
     listen: str = Field("127.0.0.1:50051", description="Address and port to listen on; port 0 takes a free one.")
     insecure: bool = Field(False, description="Allow an address other than loopback, open to whoever reaches it.")
+    tls_certificate: Path | None = Field(
+        None, description="PEM file of the certificate to show, with those of the authorities between. None: no TLS."
+    )
+    tls_key: Path | None = Field(None, description="PEM file of the certificate's key, without a passphrase.")
+    tls_client_ca: Path | None = Field(
+        None, description="PEM file of the authorities that sign for clients, each of whom then needs a certificate."
+    )
+    tokens: bool = Field(False, description="Every call needs a token.")
     database_url: str = Field("", description="SQLAlchemy URL of the database. Empty: SQLite in the home.")
     artefacts: str = Field(
         "", description="Where several homes share artefacts, such as s3://bucket/luthier. Empty: each has its own."
@@ -71,6 +79,9 @@ class Settings(BaseSettings):
     metrics_listen: str = Field(
         "", description="Address and port of the metrics for Prometheus, such as 127.0.0.1:9464. Empty: none."
     )
+    health_listen: str = Field(
+        "", description="Address and port that say without TLS whether this server serves, and no more. Empty: none."
+    )
     traces_endpoint: str = Field(
         "", description="URL of a collector of traces that speaks OTLP over gRPC. Empty: nothing is traced."
     )
@@ -93,18 +104,40 @@ class Settings(BaseSettings):
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, Path(home) / "luthier.toml")
 
     @model_validator(mode="after")
-    def _closed_by_default(self) -> Self:
-        for listen in (self.listen, self.metrics_listen):
-            host = listen.rpartition(":")[0].strip("[]")
-            if self.insecure or not listen or _is_loopback(host):
-                continue
+    def _is_all_that_tls_takes(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("--tls-certificate and --tls-key go together: the one is no use without the other")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
             raise ValueError(
-                f"{listen} can be reached from other machines and this server asks nobody who they are; "
-                "listen on 127.0.0.1, or add --insecure where a network of your own protects it"
+                "--tls-client-ca asks clients for certificates, which takes --tls-certificate and --tls-key"
             )
         return self
 
-    @field_validator("metrics_listen")
+    @model_validator(mode="after")
+    def _closed_by_default(self) -> Self:
+        if self.insecure:
+            return self
+        for flag, listen in (("--listen", self.listen),):
+            if is_loopback(listen) or (self.tls_certificate and self.tokens):
+                continue
+            lacks = [
+                *([] if self.tls_certificate else ["encrypts nothing (--tls-certificate, --tls-key)"]),
+                *([] if self.tokens else ["asks nobody who they are (--tokens)"]),
+            ]
+            raise ValueError(
+                f"{listen} can be reached from other machines and this server {' and '.join(lacks)}. Go on with\n"
+                f"  luthier serve {flag} {listen} --tls-certificate server.pem --tls-key server.key --tokens\n"
+                "or listen on 127.0.0.1, or add --insecure where a network of your own protects it"
+            )
+        if self.metrics_listen and not is_loopback(self.metrics_listen) and not self.tls_client_ca:
+            raise ValueError(
+                f"{self.metrics_listen} can be reached from other machines and the metrics' port takes no tokens. "
+                "Go on with --tls-client-ca, so that a scraper needs a certificate,\n"
+                "or listen on 127.0.0.1, or add --insecure where a network of your own protects it"
+            )
+        return self
+
+    @field_validator("metrics_listen", "health_listen")
     @classmethod
     def _is_an_address(cls, address: str) -> str:
         if address and not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^:\[\]]+):\d{1,5}", address):
@@ -178,7 +211,9 @@ def from_flags(program: str, arguments: list[str]) -> Settings:
     return CliApp.run(OF_PROGRAMS[program], cli_args=arguments, **given)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(listen: str) -> bool:
+    """Whether an address with a port is of this machine alone."""
+    host = listen.rpartition(":")[0].strip("[]")
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
