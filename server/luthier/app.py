@@ -118,6 +118,8 @@ class App:
         self._health = health.HealthServicer(experimental_non_blocking=False)
         self._control = ThreadPoolExecutor(settings.control_threads, thread_name_prefix="control")
         self._streams = ThreadPoolExecutor(settings.stream_threads, thread_name_prefix="stream")
+        # Whoever asks for the health is not to wait for the calls that use the database.
+        self._checks = ThreadPoolExecutor(1, thread_name_prefix="health")
         self._server, self._names = self._bind()
 
     def _bind(self) -> tuple[grpc.Server, list[str]]:
@@ -157,7 +159,9 @@ class App:
         predicting = PooledServer(server, None, self._streams)
         prediction_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionService(self._pool), predicting)
         predicting.add_generic_rpc_handlers([OpenInferenceService(self._pool, self._is_ready).handler()])
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, pooled)
+        health_pb2_grpc.add_HealthServicer_to_server(
+            self._health, PooledServer(server, self._checks, self._streams)
+        )
         for task in self._plugins.tasks.values():
             server.add_generic_rpc_handlers([typed_handler(self._pool, task)])
 
@@ -241,7 +245,7 @@ class App:
             self._exposition.close()
         if self._probe is not None:
             self._probe.close()
-        for pool in (self._predictions, self._control, self._streams):
+        for pool in (self._predictions, self._control, self._streams, self._checks):
             pool.shutdown()
         self._database.close()
 

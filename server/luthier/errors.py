@@ -3,6 +3,7 @@
     LuthierError                  code         reason
     ├── InvalidArgument           INVALID_ARGUMENT     INVALID_ARGUMENT
     │   └── InvalidData           INVALID_ARGUMENT     INVALID_DATA
+    ├── MalformedRequest          INVALID_ARGUMENT     MALFORMED_REQUEST
     ├── NotFound                  NOT_FOUND            NOT_FOUND
     ├── AlreadyExists             ALREADY_EXISTS       ALREADY_EXISTS
     ├── FailedPrecondition        FAILED_PRECONDITION  FAILED_PRECONDITION
@@ -97,6 +98,13 @@ class InvalidData(InvalidArgument):
     def details(self) -> list[Message]:
         """ErrorInfo, BadRequest and one DataProblem for each problem."""
         return [*super().details(), *self.problems]
+
+
+class MalformedRequest(LuthierError):
+    """Bytes that are no message of the method that was called."""
+
+    code = code_pb2.INVALID_ARGUMENT
+    reason = "MALFORMED_REQUEST"
 
 
 class NotFound(LuthierError):

@@ -173,11 +173,11 @@ class Operations:
         return self.get(id)
 
     def delete(self, id: str) -> None:
-        """Forgets an operation that has ended."""
+        """Forgets an operation that has ended; raises FailedPrecondition for another."""
         with self._database.write() as connection:
             row = _row(connection, id, lock=True)
             if row.state in OPEN:
-                raise Unavailable("the operation has not ended; cancel it first")
+                raise FailedPrecondition("the operation has not ended; cancel it first")
             connection.execute(operations.delete().where(operations.c.id == id))
 
     def forget(self, before: float) -> int:

@@ -68,7 +68,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         self, request: model_pb2.ListModelsRequest, context: grpc.ServicerContext
     ) -> model_pb2.ListModelsResponse:
         """A page, by name."""
-        size, key = paging.size_of(request.page_size), paging.key_of(request.page_token)
+        size, key = paging.size_of(request.page_size), paging.key_of(request.page_token, str)
         found = self._registry.models(request.task, key[0] if key else "", size + 1)
         token = paging.token_of(found[size - 1].name.partition("/")[2]) if len(found) > size else ""
         for model in found:
@@ -91,7 +91,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
     ) -> model_pb2.ListModelVersionsResponse:
         """A page, newest first."""
         id = names.parse("models/{model}", request.parent, "parent")[0]
-        size, key = paging.size_of(request.page_size), paging.key_of(request.page_token)
+        size, key = paging.size_of(request.page_size), paging.key_of(request.page_token, int)
         self._registry.model(id)
         found = self._registry.model_versions(id, key[0] if key else None, size + 1)
         token = paging.token_of(int(found[size - 1].name.rpartition("/")[2])) if len(found) > size else ""
