@@ -87,9 +87,9 @@ trim() { # LIBRARIES: takes away what no server reads
     find pyarrow -name 'libarrow_python.so*' ! -name "$(readelf --dynamic pyarrow/lib.*.so | sed -n 's/.*\[\(libarrow_python.so[^]]*\)\].*/\1/p')" -delete
     # The same runtime once more, for programs in C.
     rm onnxruntime/capi/libonnxruntime.so.*
-    # Conversion of other projects' models.
-    rm -r onnxruntime/transformers onnxruntime/tools
-    # Comes with tokenizers, to download; bases are pulled by code of Luthier's own.
+    # Conversion of other projects' models, and data to learn from.
+    rm -r onnxruntime/transformers onnxruntime/tools sklearn/datasets/data sklearn/datasets/images sklearn/datasets/descr
+    # Comes with tokenizers, to download; here bases are pulled by code of Luthier's own.
     rm -r hf_xet hf_xet-* huggingface_hub huggingface_hub-*
     # Descriptions of 400 services of AWS, of which S3 needs its own and those of credentials.
     find botocore/data -mindepth 1 -maxdepth 1 -type d ! -name s3 ! -name sts ! -name sso ! -name sso-oidc -exec rm -r {} +

@@ -1,4 +1,4 @@
-"""Imports all that the image for serving needs, and prints the files of LIBRARIES and of Python that this read, one a line.
+"""Imports all that the image for serving needs, and prints what this read of LIBRARIES and of Python, a file a line.
 
     python deploy/imports.py LIBRARIES
 

@@ -38,8 +38,9 @@ OWN = {
     "drain_s",
     "metrics_listen",
     "health_listen",
+    "processes",
 }
-"""Settings that the chart makes of values of its own."""
+"""Settings that the chart makes of values of its own. Of processes a pod has one: more pods do the same."""
 
 OF_WORKERS = {"trainings", "jobs", "train_device"}
 """Settings that servers and workers do not share."""
@@ -107,7 +108,11 @@ def settings(left_out: set[str]) -> dict[str, Any]:
     for name in Settings.model_fields:
         if name not in left_out:
             field = made[name]
-            kept[name] = {key: field[key] for key in ("type", "description", "minimum", "exclusiveMinimum", "maximum", "items") if key in field}
+            kept[name] = {
+                key: field[key]
+                for key in ("type", "description", "minimum", "exclusiveMinimum", "maximum", "items")
+                if key in field
+            }
     return {"type": "object", "additionalProperties": False, "properties": kept}
 
 
@@ -118,7 +123,9 @@ def schema() -> dict[str, Any]:
     # Helm hands subcharts' values and `global` to every chart.
     made["properties"]["global"] = {"type": "object"}
     made["properties"]["settings"] = settings(OWN | OF_WORKERS) | {"description": described["settings"]}
-    made["properties"]["worker"]["properties"]["settings"] = settings(OWN) | {"description": described["worker.settings"]}
+    made["properties"]["worker"]["properties"]["settings"] = settings(OWN) | {
+        "description": described["worker.settings"]
+    }
     return {"$schema": "http://json-schema.org/draft-07/schema#", **made}
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from luthier_client import server
-from luthier_client.cli import bases, catalogue, datasets, evaluate, models, operations, predict, tune
+from luthier_client.cli import bases, catalogue, datasets, evaluate, health, models, operations, predict, tune
 from luthier_client.cli.session import (
     AddressOption,
     CaOption,
@@ -80,6 +80,7 @@ def demo(
     raise typer.Exit(luthier_demo.run(chosen, exit_after=exit, home=home))
 
 
+health.add_to(app)
 catalogue.add_to(app)
 bases.add_to(app)
 datasets.add_to(app)
