@@ -1,8 +1,8 @@
-"""Writes what the chart says of its values: README.md's table and values.schema.json, from values.yaml and the settings.
+"""Writes what the chart says of its values: the table of README.md, and values.schema.json.
 
     .venv/bin/python tools/chart.py [--check]
 
-`--check` writes nothing and exits with 1 where a file is not what it would write.
+They are made from values.yaml and the server's settings. `--check` writes nothing and exits with 1 where a file is not what it would write.
 """
 
 from __future__ import annotations
@@ -101,6 +101,10 @@ def table() -> str:
     return "\n".join(lines)
 
 
+_KEPT = ("type", "description", "minimum", "exclusiveMinimum", "maximum", "items")
+"""What a schema of settings says that helm needs."""
+
+
 def settings(left_out: set[str]) -> dict[str, Any]:
     """Schema of settings by their names in Python."""
     made = Settings.model_json_schema()["properties"]
@@ -108,11 +112,7 @@ def settings(left_out: set[str]) -> dict[str, Any]:
     for name in Settings.model_fields:
         if name not in left_out:
             field = made[name]
-            kept[name] = {
-                key: field[key]
-                for key in ("type", "description", "minimum", "exclusiveMinimum", "maximum", "items")
-                if key in field
-            }
+            kept[name] = {key: field[key] for key in _KEPT if key in field}
     return {"type": "object", "additionalProperties": False, "properties": kept}
 
 

@@ -3,8 +3,8 @@
     .tools/deploy/bin/python tools/check_deploy.py            all checks
     .tools/deploy/bin/python tools/check_deploy.py render     renders the chart for the tests
 
-`render` reads a JSON list of values and prints, for each, its manifests, or what Helm says against it. `make lint` makes
-the environment: Helm's own library, Kubernetes' schemas, hadolint, yamllint.
+`render` reads a JSON list of values and prints, for each, its manifests, or what Helm says against it. `make lint`
+makes the environment: Helm's own library, Kubernetes' schemas, hadolint, yamllint.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python tools/image_size.py [--keep FOLDER]
 
-Runs the steps of deploy/build.sh that the Containerfile names, on Debian 12 as its build stage is, in a folder of its own,
-and prints what weighs there, as `du -sb` counts. Exits with 1 above LIMIT_MB. Takes some minutes, and needs root,
-binutils and python3-venv.
+Runs the steps of deploy/build.sh that the Containerfile names, on Debian 12 as its build stage is, in a folder of its
+own, and prints what weighs there, as `du -sb` counts. Exits with 1 from LIMIT_MB on. Takes some minutes, and needs
+root, binutils and python3-venv.
 """
 
 from __future__ import annotations
@@ -25,14 +25,8 @@ SHOWN = 14
 
 def steps(containerfile: str) -> list[list[str]]:
     """The calls of deploy/build.sh in a Containerfile, in their order."""
-    return [
-        found[1].split() for found in re.finditer(r"(deploy/build\.sh [a-z]+[^&\\\n]*)", _instructions(containerfile))
-    ]
-
-
-def _instructions(containerfile: str) -> str:
-    lines = (line for line in containerfile.splitlines() if not line.startswith(("#", "COPY")))
-    return "\n".join(lines)
+    run = "\n".join(line for line in containerfile.splitlines() if not line.startswith(("#", "COPY")))
+    return [found.split() for found in re.findall(r"deploy/build\.sh [a-z]+[^&\\\n]*", run)]
 
 
 def make(folder: Path) -> Path:
