@@ -2,7 +2,8 @@
 
     .venv/bin/python tools/chart.py [--check]
 
-They are made from values.yaml and the server's settings. `--check` writes nothing and exits with 1 where a file is not what it would write.
+They are made from values.yaml and the settings of the server. `--check` writes nothing and exits with 1 where a file is
+not what it would write.
 """
 
 from __future__ import annotations

@@ -18,9 +18,10 @@ from support import ROOT, create_dataset, fine_tune, interactions, serving
 
 DEPLOY = ROOT / "deploy"
 POPULARITY = recommendation.Config(algorithm=recommendation.ALGORITHM_POPULARITY)
-ADDED = {"up", "job", "instance"}
-"""What Prometheus adds to what it scrapes."""
-WORDS = {"sum", "by", "rate", "increase", "histogram_quantile", "max", "min_over_time", "offset", "h", "label_values"}
+ADDED = {"up", "job", "instance", "namespace", "pod"}
+"""What Prometheus adds to what it scrapes, on Kubernetes too."""
+WORDS = {"sum", "by", "or", "rate", "increase", "histogram_quantile", "max", "min_over_time", "offset", "h"}
+WORDS |= {"label_values"}
 """Of PromQL and of Grafana's variables."""
 
 
@@ -52,12 +53,18 @@ def dashboard() -> ModuleType:
 
 
 def expressions() -> Iterator[str]:
-    """All that the dashboard and the alerts ask Prometheus."""
+    """All that the dashboard, the alerts and the autoscaler ask Prometheus."""
     board = json.loads((DEPLOY / "grafana" / "luthier.json").read_text(encoding="utf-8"))
     yield from (target["expr"] for panel in board["panels"] for target in panel.get("targets", ()))
     yield from (v["query"]["query"] for v in board["templating"]["list"] if v["type"] == "query")
     for group in yaml.safe_load((DEPLOY / "alerts.yml").read_text(encoding="utf-8"))["groups"]:
         yield from (rule["expr"] for rule in group["rules"])
+    adapter = yaml.safe_load((DEPLOY / "prometheus-adapter.yml").read_text(encoding="utf-8"))
+    [rule] = adapter["rules"]["custom"]
+    yield rule["seriesQuery"]
+    # As the adapter fills it in.
+    filled = {"Series": rule["seriesQuery"].partition("{")[0], "LabelMatchers": 'namespace="ml"', "GroupBy": "pod"}
+    yield re.sub(r"<<\.(\w+)>>", lambda found: filled[found[1]], rule["metricsQuery"])
 
 
 def test_what_is_asked_for_is_there(found: Scrape) -> None:
