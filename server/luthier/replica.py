@@ -1,4 +1,4 @@
-"""`python -m luthier.replica SETTINGS`: one more server process on the port of the one that started it."""
+"""`python -m luthier.replica`: one more server process on the port of the one that started it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ import threading
 
 
 def main() -> int:
-    """Serves until SIGTERM, or until standard input ends, since then the process that held it has gone."""
+    """Serves until SIGTERM, or until standard input ends, since then the process that held it has gone.
+
+    The settings are its first line: they hold passwords, and anybody may read a process's arguments.
+    """
     gc.disable()
     from luthier import app, logs
     from luthier.settings import Settings
 
     logs.configure()
+    settings = Settings.model_validate_json(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_input, daemon=True).start()
-    return app.run(Settings.model_validate_json(sys.argv[1]), shares_port=True)
+    return app.run(settings, shares_port=True)
 
 
 def _end_with_input() -> None:

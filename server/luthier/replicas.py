@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import subprocess
 import sys
@@ -81,13 +82,19 @@ class Replicas:
         # Each counts its own work, so each shows it on a port of its own: those after the first process's.
         metrics = f"{host}:{int(port) + place + 1 if int(port) else 0}" if port else ""
         settings = self._settings.model_copy(update={"metrics_listen": metrics})
-        return subprocess.Popen(
-            [sys.executable, "-m", "luthier.replica", settings.model_dump_json()],
+        process = subprocess.Popen(
+            [sys.executable, "-m", "luthier.replica"],
             # It ends when this is closed, which also the kernel does.
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
         )
+        assert process.stdin
+        # One that has died already is found by the next look.
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(settings.model_dump_json().encode() + b"\n")
+            process.stdin.flush()
+        return process
 
     def _watch(self) -> None:
         while not self._stop.wait(_LOOK_S):
