@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from luthier import plugins
 from luthier.bases import Catalogue
-from luthier.certificates import Certificates, Files
+from luthier.certificates import Certificates, Files, Shown
 from luthier.database import Database
 from luthier.errors import StoreUnavailable
 from luthier.housekeeping import Housekeeping
@@ -37,6 +37,7 @@ from luthier.services.models import ModelService
 from luthier.services.open_inference import OpenInferenceService
 from luthier.services.operations import LongRunningService, OperationService
 from luthier.services.prediction import PredictionService, typed_handler
+from luthier.services.probe import Probe
 from luthier.services.tasks import TaskService
 from luthier.settings import Settings, is_loopback
 from luthier.signals import ending
@@ -78,13 +79,13 @@ _ASIDE = 256
 class App:
     """One server process."""
 
-    def __init__(self, settings: Settings, shares_port: bool = False) -> None:
-        """`shares_port` says that this is one of another process's replicas."""
+    def __init__(self, settings: Settings, shares_port: bool = False, shown: Shown | None = None) -> None:
+        """`shares_port` says that this is a replica of another process, and `shown` which certificate that shows."""
         self._settings = settings
         self._is_replica = shares_port
         # Before all else: a certificate that cannot be shown is no reason to touch a database.
-        self._certificates = _certificates(settings)
-        self._replicas = Replicas(settings, settings.processes - 1)
+        self._certificates = _certificates(settings, shown)
+        self._replicas = Replicas(settings, settings.processes - 1, self._certificates)
         self._store = Store(settings.home, settings.artefacts)
         self._store.check()
         self._database = Database(settings.database)
@@ -97,6 +98,7 @@ class App:
         self._meters = Meters()
         self._tracing = Tracing(settings.traces_endpoint, settings.traces_ratio) if settings.traces_endpoint else None
         self._exposition: Exposition | None = None
+        self._probe: Probe | None = None
         count = settings.prediction_threads
         self._predictions = Threads(count, most=count + _ASIDE)
         self._pool = ModelPool(
@@ -209,6 +211,12 @@ class App:
         except RuntimeError as error:
             raise CannotListen(self._settings.listen, "listen") from error
         self._expose()
+        if self._settings.health_listen:
+            try:
+                self._probe = Probe(self._settings.health_listen, self._health)
+            except RuntimeError as error:
+                raise CannotListen(self._settings.health_listen, "health-listen") from error
+            log.info("health", address=self._probe.address)
         self._server.start()
         return port
 
@@ -235,6 +243,8 @@ class App:
             self._tracing.stop()
         if self._exposition is not None:
             self._exposition.close()
+        if self._probe is not None:
+            self._probe.close()
         for pool in (self._predictions, self._control, self._streams, self._checks):
             pool.shutdown()
         self._database.close()
@@ -275,20 +285,23 @@ class App:
             self._health.set(name, status)
 
 
-def _certificates(settings: Settings) -> Certificates | None:
+def _certificates(settings: Settings, last_good: Shown | None) -> Certificates | None:
     """What the settings name; raises BadCertificate where it cannot be shown."""
     if settings.tls_certificate is None or settings.tls_key is None:
         return None
-    return Certificates(Files(settings.tls_certificate, settings.tls_key, settings.tls_client_ca))
+    return Certificates(Files(settings.tls_certificate, settings.tls_key, settings.tls_client_ca), last_good)
 
 
 _SERVICES = ("Task", "Base", "Dataset", "Model", "Evaluation", "Prediction", "BatchPrediction", "Operation")
 
 
-def run(settings: Settings, shares_port: bool = False) -> int:
-    """Serves until SIGTERM or SIGINT, and returns an exit status: 0, or 1 where it cannot listen."""
+def run(settings: Settings, shares_port: bool = False, shown: Shown | None = None) -> int:
+    """Serves until SIGTERM or SIGINT, and returns an exit status: 0, or 1 where it cannot listen.
+
+    Raises BadCertificate where the certificate of the settings cannot be shown.
+    """
     ended = ending()
-    app = App(settings, shares_port)
+    app = App(settings, shares_port, shown)
     try:
         port = app.start()
     except CannotListen as error:

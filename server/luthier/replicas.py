@@ -10,6 +10,7 @@ import threading
 
 import structlog
 
+from luthier.certificates import Certificates
 from luthier.settings import Settings
 
 log = structlog.get_logger()
@@ -46,9 +47,11 @@ class Replicas:
     They share the database and the home with it as any replica does, and take up no operations.
     """
 
-    def __init__(self, settings: Settings, count: int) -> None:
+    def __init__(self, settings: Settings, count: int, certificates: Certificates | None = None) -> None:
+        """With `certificates`, what is shown at a process's start is there for it too, whatever is in the files."""
         self._settings = settings
         self._count = count
+        self._certificates = certificates
         self._processes: list[subprocess.Popen[bytes]] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="replicas", daemon=True)
@@ -56,7 +59,7 @@ class Replicas:
     def start(self, address: str) -> None:
         """Starts them; they listen on an address once they have loaded their models."""
         self._settings = self._settings.model_copy(
-            update={"listen": address, "trainings": 0, "jobs": 0, "processes": 1}
+            update={"listen": address, "trainings": 0, "jobs": 0, "processes": 1, "health_listen": ""}
         )
         self._processes = [self._spawn(place) for place in range(self._count)]
 
@@ -89,10 +92,13 @@ class Replicas:
             stdout=subprocess.PIPE,
             start_new_session=True,
         )
+        lines = [settings.model_dump_json()]
+        if self._certificates is not None:
+            lines.append(self._certificates.shown.to_json())
         assert process.stdin
-        # One that has died already is found by the next look.
+        # One that has died already is replaced.
         with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(settings.model_dump_json().encode() + b"\n")
+            process.stdin.write("".join(f"{line}\n" for line in lines).encode())
             process.stdin.flush()
         return process
 

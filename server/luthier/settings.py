@@ -79,6 +79,9 @@ class Settings(BaseSettings):
     metrics_listen: str = Field(
         "", description="Address and port of the metrics for Prometheus, such as 127.0.0.1:9464. Empty: none."
     )
+    health_listen: str = Field(
+        "", description="Address and port that say without TLS whether this server serves, and no more. Empty: none."
+    )
     traces_endpoint: str = Field(
         "", description="URL of a collector of traces that speaks OTLP over gRPC. Empty: nothing is traced."
     )
@@ -134,7 +137,7 @@ class Settings(BaseSettings):
             )
         return self
 
-    @field_validator("metrics_listen")
+    @field_validator("metrics_listen", "health_listen")
     @classmethod
     def _is_an_address(cls, address: str) -> str:
         if address and not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^:\[\]]+):\d{1,5}", address):

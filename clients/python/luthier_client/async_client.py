@@ -48,6 +48,10 @@ class AsyncClient:
     as well. `timeout` is the deadline of a single call in seconds; uploads, downloads and watches have none. Calls that
     find the server unavailable are tried again for a few seconds; no operation is started twice by that.
 
+    With `ca`, a PEM file of the authority that signed the server's certificate, the connection has TLS; `cert` and
+    `key` are the client's own, for a server that wants them. An address that begins with `https://` has TLS with the
+    authorities that everybody trusts. `token` goes along with every call, over TLS or to this machine alone.
+
     Every call raises a LuthierClientError where it does not succeed.
     """
 
@@ -55,14 +59,20 @@ class AsyncClient:
         self,
         address: str = "127.0.0.1:50051",
         *,
+        ca: PathLike | None = None,
+        cert: PathLike | None = None,
+        key: PathLike | None = None,
+        token: str = "",
         credentials: grpc.ChannelCredentials | None = None,
         timeout: float = 60.0,
     ) -> None:
-        self.channel = channels.connect_async(address, credentials)
+        """Raises ValueError for files that do not hold what they should, and for a token that others could read."""
+        target = channels.target(address, ca=ca, cert=cert, key=key, token=token, credentials=credentials)
+        self.channel = channels.connect_async(target)
         """For the stubs of a task's own service."""
         self.timeout = timeout
         # Reflection has no asyncio client: it is asked in a thread, on a channel that connects only for that.
-        self._reflection = channels.connect(address, credentials)
+        self._reflection = channels.connect(target)
         self.schema = Schema(self._reflection)
         self._bases = base_pb2_grpc.BaseServiceStub(self.channel)
         self._datasets = dataset_pb2_grpc.DatasetServiceStub(self.channel)
