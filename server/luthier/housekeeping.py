@@ -36,7 +36,7 @@ class Housekeeping:
         audit: Audit | None = None,
         keep_audit_days: float = 0.0,
     ) -> None:
-        """Operations are kept for so many days after their end, entries of the audit log since they came; 0: for good."""
+        """Operations are kept for so many days after their end, entries of the audit log for as many; 0: for good."""
         self._audit = audit
         self._keep_audit_s = keep_audit_days * DAY_S
         self._registry = registry

@@ -90,7 +90,7 @@ class _Method:
         rule = self.guards.policy.rules.get(self.name)
         if not self.changes or self.takes_stream or rule is None:
             return ""
-        return ", ".join(text(each) for each in rule.named(request)) or _name(request)
+        return ", ".join(dict.fromkeys(text(each) for each in rule.named(request))) or _name(request)
 
     def refused(self, call: Call, credentials: Credentials, resource: str, error: LuthierError) -> None:
         """Writes down a change that was not let in."""
