@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
@@ -14,6 +15,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from luthier import plugins
+from luthier.access import gate
+from luthier.access.audit import Audit
+from luthier.access.policy import Policy
+from luthier.access.resources import Resources
+from luthier.access.tokens import Tokens
 from luthier.bases import Catalogue
 from luthier.certificates import Certificates, Files, Shown
 from luthier.database import Database
@@ -26,6 +32,7 @@ from luthier.operations import Operations
 from luthier.registry import Registry
 from luthier.replicas import CannotListen, Replicas, check_free
 from luthier.revisions import Revisions
+from luthier.services.access import AccessInterceptor
 from luthier.services.admission import Admission
 from luthier.services.bases import BaseService
 from luthier.services.batch_predictions import BatchPredictionService
@@ -39,6 +46,7 @@ from luthier.services.operations import LongRunningService, OperationService
 from luthier.services.prediction import PredictionService, typed_handler
 from luthier.services.probe import Probe
 from luthier.services.tasks import TaskService
+from luthier.services.tokens import AuditService, TokenService
 from luthier.settings import Settings, is_loopback
 from luthier.signals import ending
 from luthier.store import Store
@@ -46,6 +54,7 @@ from luthier.supervisor import Supervisor
 from luthier.telemetry.meters import Meters
 from luthier.telemetry.traces import Tracing
 from luthier.v1 import (
+    access_pb2_grpc,
     base_pb2_grpc,
     batch_prediction_pb2_grpc,
     dataset_pb2_grpc,
@@ -83,6 +92,8 @@ class App:
         """`shares_port` says that this is a replica of another process, and `shown` which certificate that shows."""
         self._settings = settings
         self._is_replica = shares_port
+        self.first_token: Path | None = None
+        """File of the administrator's token that was made, where there was none before."""
         # Before all else: a certificate that cannot be shown is no reason to touch a database.
         self._certificates = _certificates(settings, shown)
         self._replicas = Replicas(settings, settings.processes - 1, self._certificates)
@@ -111,9 +122,20 @@ class App:
             most_waiting=settings.most_waiting,
             memory_mb=settings.serve_memory_mb,
         )
-        self._revisions = Revisions(self._database, settings.poll_s, self._pool.refresh)
+        self._tokens = Tokens(self._database)
+        self._audit = Audit(self._database)
+        self._gate = self._make_gate()
+        others = {"tokens": self._tokens.refresh} if self._gate is not None else {}
+        self._revisions = Revisions(self._database, settings.poll_s, self._pool.refresh, others)
         self._supervisor = Supervisor(settings, self._operations, self._store)
-        self._housekeeping = Housekeeping(self._registry, self._operations, self._store, settings.keep_operations_days)
+        self._housekeeping = Housekeeping(
+            self._registry,
+            self._operations,
+            self._store,
+            settings.keep_operations_days,
+            self._audit,
+            settings.keep_audit_days,
+        )
         # Its other form answers by a callback, which no interceptor understands.
         self._health = health.HealthServicer(experimental_non_blocking=False)
         self._control = ThreadPoolExecutor(settings.control_threads, thread_name_prefix="control")
@@ -130,7 +152,10 @@ class App:
             "grpc.so_reuseport": int(self._is_replica or self._settings.processes > 1),
         }
         admission = Admission(self._predictions, self._control, _DOOR * self._settings.most_waiting)
-        interceptors = [CallInterceptor(self._meters, self._tracing), admission]
+        interceptors: list[grpc.ServerInterceptor] = [CallInterceptor(self._meters, self._tracing), admission]
+        if self._gate is not None:
+            policy = Policy(self._plugins.tasks.values(), Resources(self._database).may)
+            interceptors.insert(1, AccessInterceptor(self._gate, policy, self._audit))
         server = grpc.server(self._predictions, interceptors=interceptors, options=list(options.items()))
         pooled = PooledServer(server, self._control, self._streams)
         catalogue = Catalogue.load(self._settings.home / "bases.toml", self._database)
@@ -156,6 +181,9 @@ class App:
             LongRunningService(operations, store, self._revisions), pooled
         )
         operation_pb2_grpc.add_OperationServiceServicer_to_server(OperationService(operations, self._revisions), pooled)
+        asking = self._gate is not None
+        access_pb2_grpc.add_TokenServiceServicer_to_server(TokenService(self._tokens, asking), pooled)
+        access_pb2_grpc.add_AuditServiceServicer_to_server(AuditService(self._audit, asking), pooled)
         predicting = PooledServer(server, None, self._streams)
         prediction_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionService(self._pool), predicting)
         predicting.add_generic_rpc_handlers([OpenInferenceService(self._pool, self._is_ready).handler()])
@@ -174,12 +202,35 @@ class App:
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.ReflectionServicer(names), pooled)
         return server, names
 
+    def _make_gate(self) -> gate.Gate | None:
+        """Who tells callers apart, where the settings ask for it; raises CannotOpen."""
+        settings = self._settings
+        if not settings.tokens:
+            return None
+        hook = self._plugins.manager.hook.luthier_authenticate
+        ask: gate.Ask | None = (lambda credentials: hook(credentials=credentials)) if hook.get_hookimpls() else None
+        made = gate.make(
+            self._tokens,
+            ask,
+            policy=settings.policy,
+            jwt_keys=settings.jwt_keys,
+            jwt_audience=settings.jwt_audience,
+            jwt_issuer=settings.jwt_issuer,
+        )
+        if not settings.jwt_keys and not self._is_replica:
+            self.first_token = self._tokens.bootstrap(settings.home)
+            if self.first_token is not None:
+                log.warning("no token yet; an administrator's is made", path=str(self.first_token))
+        return made
+
     def start(self) -> int:
         """Binds the port, loads every model that has an alias, then says SERVING. Returns the port.
 
         Raises CannotListen.
         """
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        if self._gate is not None:
+            self._gate.start()
         if self._is_replica:
             # A caller who is given to this process is to find its models.
             self._load()
@@ -235,6 +286,8 @@ class App:
         self._revisions.stop()
         if self._certificates is not None:
             self._certificates.stop()
+        if self._gate is not None:
+            self._gate.stop()
         self._pool.close()
         stopped.wait()
         if self._tracing is not None:
@@ -283,14 +336,25 @@ class App:
             self._health.set(name, status)
 
 
+_SERVICES = (
+    "Task",
+    "Base",
+    "Dataset",
+    "Model",
+    "Evaluation",
+    "Prediction",
+    "BatchPrediction",
+    "Operation",
+    "Token",
+    "Audit",
+)
+
+
 def _certificates(settings: Settings, last_good: Shown | None) -> Certificates | None:
     """What the settings name; raises BadCertificate where it cannot be shown."""
     if settings.tls_certificate is None or settings.tls_key is None:
         return None
     return Certificates(Files(settings.tls_certificate, settings.tls_key, settings.tls_client_ca), last_good)
-
-
-_SERVICES = ("Task", "Base", "Dataset", "Model", "Evaluation", "Prediction", "BatchPrediction", "Operation")
 
 
 def run(settings: Settings, shares_port: bool = False, shown: Shown | None = None) -> int:
@@ -299,14 +363,20 @@ def run(settings: Settings, shares_port: bool = False, shown: Shown | None = Non
     Raises BadCertificate where the certificate of the settings cannot be shown.
     """
     ended = ending()
-    app = App(settings, shares_port, shown)
     try:
+        app = App(settings, shares_port, shown)
         port = app.start()
+    except gate.CannotOpen as error:
+        for problem in error.problems:
+            print(f"luthier serve: {problem}", file=sys.stderr)
+        return 1
     except CannotListen as error:
         print(f"luthier serve: {error}; choose another with --{error.flag}", file=sys.stderr)
         return 1
     host = settings.listen.rpartition(":")[0]
     print(f"listening on {host}:{port}", flush=True)
+    if app.first_token is not None:
+        print(f"an administrator's token is in {app.first_token}", flush=True)
     # What is there now stays; the collector need not look at it again.
     gc.freeze()
     gc.enable()

@@ -8,6 +8,7 @@ import time
 import sqlalchemy as sa
 import structlog
 
+from luthier.access.audit import Audit
 from luthier.errors import StoreUnavailable
 from luthier.operations import Operations
 from luthier.registry import Registry
@@ -26,8 +27,18 @@ DAY_S = 24 * 3600.0
 class Housekeeping:
     """Keeps house once after the start and then every hour, on a thread of its own. Several servers may, at once."""
 
-    def __init__(self, registry: Registry, operations: Operations, store: Store, keep_operations_days: float) -> None:
-        """Operations are kept for `keep_operations_days` after their end; 0: for good."""
+    def __init__(
+        self,
+        registry: Registry,
+        operations: Operations,
+        store: Store,
+        keep_operations_days: float,
+        audit: Audit | None = None,
+        keep_audit_days: float = 0.0,
+    ) -> None:
+        """Operations are kept for so many days after their end, entries of the audit log for as many; 0: for good."""
+        self._audit = audit
+        self._keep_audit_s = keep_audit_days * DAY_S
         self._registry = registry
         self._operations = operations
         self._store = store
@@ -48,6 +59,8 @@ class Housekeeping:
         """Does everything once, as of a time in seconds since 1970."""
         if self._keep_s and (forgotten := self._operations.forget(now - self._keep_s)):
             log.info("operations forgotten", count=forgotten)
+        if self._audit and self._keep_audit_s and (forgotten := self._audit.forget(now - self._keep_audit_s)):
+            log.info("audit entries forgotten", count=forgotten)
         self._registry.forget_uploads(now - UPLOADS_KEPT_S)
         found = self._store.artefacts()
         # Asked after the files were listed: whatever was published since is not among them.

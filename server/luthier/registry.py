@@ -10,6 +10,8 @@ import sqlalchemy as sa
 
 from luthier import database as db
 from luthier import names
+from luthier.access import quotas
+from luthier.access.principal import actor
 from luthier.database import Database, bump, insert_or_skip, now
 from luthier.errors import FailedPrecondition, NotFound
 from luthier.names import Versioned
@@ -43,10 +45,16 @@ class Registry:
     # Uploads.
 
     def add_upload(self, id: str, upload: dataset_pb2.Upload) -> None:
-        """Records a file that is on disk."""
+        """Records a file that is on disk; raises QuotaExceeded."""
         values = {"filename": upload.filename, "size_bytes": upload.size_bytes, "sha256": upload.sha256}
         with self._database.write() as connection:
-            connection.execute(db.uploads.insert().values(id=id, create_time=now(), **values))
+            quotas.check_storage(connection, upload.size_bytes)
+            connection.execute(db.uploads.insert().values(id=id, create_time=now(), principal=actor(), **values))
+
+    def check_room(self, size_bytes: int) -> None:
+        """Raises QuotaExceeded where whoever calls may not keep so much more."""
+        with self._database.read() as connection:
+            quotas.check_storage(connection, size_bytes)
 
     def upload(self, id: str) -> dataset_pb2.Upload:
         """Returns an upload or raises NotFound."""
@@ -105,9 +113,12 @@ class Registry:
             return [dataset_pb2.DatasetVersion.FromString(r) for r in connection.execute(query).scalars()]
 
     def add_dataset_version(
-        self, connection: sa.Connection, id: str, version: dataset_pb2.DatasetVersion
+        self, connection: sa.Connection, id: str, version: dataset_pb2.DatasetVersion, operation: str = ""
     ) -> dataset_pb2.DatasetVersion:
-        """Gives a version its name and records it; returns the one with the same content where there is one."""
+        """Gives a version its name and records it; returns the one with the same content where there is one.
+
+        It is held by whoever asked for the operation that made it.
+        """
         row = _parent(connection, db.datasets, id, version.task)
         table = db.dataset_versions
         same = sa.select(table.c.record).where(table.c.dataset == id, table.c.digest == version.digest)
@@ -118,7 +129,10 @@ class Registry:
         version.create_time.CopyFrom(timestamp(now()))
         connection.execute(db.datasets.update().where(db.datasets.c.id == id).values(last_number=number))
         record = version.SerializeToString()
-        connection.execute(table.insert().values(dataset=id, number=number, digest=version.digest, record=record))
+        owner = connection.execute(sa.select(db.operations.c.principal).where(db.operations.c.id == operation)).scalar()
+        held = {"principal": owner or "", "size_bytes": version.size_bytes}
+        values = {"dataset": id, "number": number, "digest": version.digest, "record": record, **held}
+        connection.execute(table.insert().values(values))
         return version
 
     def delete_dataset(self, id: str) -> list[str]:

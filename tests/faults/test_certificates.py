@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import socket
 import ssl
@@ -24,7 +26,7 @@ from certificates import Authority, Pair, put
 from luthier.certificates import Certificates, Files
 from luthier.v1 import task_pb2, task_pb2_grpc
 from scrapes import lines, parsed, text_at, value, wait_for_lines
-from support import Server, children, serving
+from support import ROOT, Server, children, serving
 
 SERVED_S = 10.0
 """Seconds in which a certificate that was replaced has to be shown."""
@@ -329,6 +331,10 @@ def shaken(context: ssl.SSLContext, authority: Authority, pair: Pair, folder: Pa
     """Whether a client with a certificate comes to terms with a server's context, in memory."""
     mine = ssl.create_default_context(cadata=authority.certificate.decode())
     mine.load_cert_chain(*pair.write(folder, "client"))
+    return agreed(mine, context)
+
+
+def agreed(mine: ssl.SSLContext, context: ssl.SSLContext) -> bool:
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = mine.wrap_bio(to_client, to_server, server_hostname="localhost")
     server = context.wrap_bio(to_server, to_client, server_side=True)
@@ -359,3 +365,16 @@ def test_failed_handshakes_leave_the_log_readable(closed: Server, stranger: Auth
     for _ in range(3):
         refusal(closed.address, credentials(stranger))
     assert [line for line in closed.log if not line.startswith("{")] == []
+
+
+def test_the_commands_of_the_documents_make_certificates_that_do(tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is needed")
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    [commands] = re.findall(r"^```sh\n(openssl .*?)^```$", text, re.MULTILINE | re.DOTALL)
+    subprocess.run(["sh", "-e", "-c", commands], cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    ca = tmp_path / "ca.pem"
+    certificates = Certificates(Files(tmp_path / "server.pem", tmp_path / "server.key", ca))
+    mine = ssl.create_default_context(cafile=str(ca))
+    mine.load_cert_chain(tmp_path / "shop.pem", tmp_path / "shop.key")
+    assert agreed(mine, certificates.context())

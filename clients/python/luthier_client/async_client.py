@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -14,6 +15,8 @@ from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.protobuf.message import Message
 
 from luthier.v1 import (
+    access_pb2,
+    access_pb2_grpc,
     base_pb2,
     base_pb2_grpc,
     batch_prediction_pb2,
@@ -74,6 +77,8 @@ class AsyncClient:
         # Reflection has no asyncio client: it is asked in a thread, on a channel that connects only for that.
         self._reflection = channels.connect(target)
         self.schema = Schema(self._reflection)
+        self._audit = access_pb2_grpc.AuditServiceStub(self.channel)
+        self._tokens = access_pb2_grpc.TokenServiceStub(self.channel)
         self._bases = base_pb2_grpc.BaseServiceStub(self.channel)
         self._datasets = dataset_pb2_grpc.DatasetServiceStub(self.channel)
         self._evaluations = evaluation_pb2_grpc.EvaluationServiceStub(self.channel)
@@ -446,6 +451,42 @@ class AsyncClient:
         """Has the server forget an operation that has ended."""
         request = operations_pb2.DeleteOperationRequest(name=names.resource("operations", operation))
         await self._call(self._operations.DeleteOperation, request)
+
+    # Tokens, and who changed what: for administrators.
+
+    async def create_token(
+        self,
+        principal: str,
+        *,
+        role: access_pb2.Role.ValueType,
+        models: Sequence[str] = (),
+        datasets: Sequence[str] = (),
+        expire_time: datetime | None = None,
+    ) -> access_pb2.CreateTokenResponse:
+        """Makes a static token; its `secret` is in this answer and nowhere else.
+
+        `models` and `datasets` are ids or patterns such as `shop-*`; none: all. `expire_time` has a time zone.
+        """
+        request = requests.create_token(principal, role=role, models=models, datasets=datasets, expire_time=expire_time)
+        return await self._call(self._tokens.CreateToken, request)
+
+    def list_tokens(self) -> AsyncIterator[access_pb2.Token]:
+        """All tokens without their secrets, newest first."""
+        return self._pages(self._tokens.ListTokens, access_pb2.ListTokensRequest(), "tokens")
+
+    async def revoke_token(self, token: str) -> access_pb2.Token:
+        """Ends a token."""
+        request = access_pb2.RevokeTokenRequest(name=names.resource("tokens", token))
+        return await self._call(self._tokens.RevokeToken, request)
+
+    def list_audit_entries(
+        self, *, principal: str = "", method: str = "", resource: str = "", start_time: datetime | None = None
+    ) -> AsyncIterator[access_pb2.AuditEntry]:
+        """Calls that changed something, or were to, newest first: all, or of a principal, a method, a resource."""
+        request = requests.list_audit_entries(
+            principal=principal, method=method, resource=resource, start_time=start_time
+        )
+        return self._pages(self._audit.ListAuditEntries, request, "audit_entries")
 
     # Predictions.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,6 +14,8 @@ from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.protobuf.message import Message
 
 from luthier.v1 import (
+    access_pb2,
+    access_pb2_grpc,
     base_pb2,
     base_pb2_grpc,
     batch_prediction_pb2,
@@ -68,6 +71,8 @@ class Client:
         """For the stubs of a task's own service."""
         self.timeout = timeout
         self.schema = Schema(self.channel)
+        self._audit = access_pb2_grpc.AuditServiceStub(self.channel)
+        self._tokens = access_pb2_grpc.TokenServiceStub(self.channel)
         self._bases = base_pb2_grpc.BaseServiceStub(self.channel)
         self._datasets = dataset_pb2_grpc.DatasetServiceStub(self.channel)
         self._evaluations = evaluation_pb2_grpc.EvaluationServiceStub(self.channel)
@@ -444,6 +449,44 @@ class Client:
         """Has the server forget an operation that has ended."""
         request = operations_pb2.DeleteOperationRequest(name=names.resource("operations", operation))
         self._call(self._operations.DeleteOperation, request)
+
+    # Tokens, and who changed what: for administrators.
+
+    def create_token(
+        self,
+        principal: str,
+        *,
+        role: access_pb2.Role.ValueType,
+        models: Sequence[str] = (),
+        datasets: Sequence[str] = (),
+        expire_time: datetime | None = None,
+    ) -> access_pb2.CreateTokenResponse:
+        """Makes a static token; its `secret` is in this answer and nowhere else.
+
+        `models` and `datasets` are ids or patterns such as `shop-*`; none: all. `expire_time` has a time zone.
+        """
+        request = requests.create_token(principal, role=role, models=models, datasets=datasets, expire_time=expire_time)
+        found: access_pb2.CreateTokenResponse = self._call(self._tokens.CreateToken, request)
+        return found
+
+    def list_tokens(self) -> Iterator[access_pb2.Token]:
+        """All tokens without their secrets, newest first."""
+        return self._pages(self._tokens.ListTokens, access_pb2.ListTokensRequest(), "tokens")
+
+    def revoke_token(self, token: str) -> access_pb2.Token:
+        """Ends a token."""
+        request = access_pb2.RevokeTokenRequest(name=names.resource("tokens", token))
+        found: access_pb2.Token = self._call(self._tokens.RevokeToken, request)
+        return found
+
+    def list_audit_entries(
+        self, *, principal: str = "", method: str = "", resource: str = "", start_time: datetime | None = None
+    ) -> Iterator[access_pb2.AuditEntry]:
+        """Calls that changed something, or were to, newest first: all, or of a principal, a method, a resource."""
+        request = requests.list_audit_entries(
+            principal=principal, method=method, resource=resource, start_time=start_time
+        )
+        return self._pages(self._audit.ListAuditEntries, request, "audit_entries")
 
     # Predictions.
 

@@ -6,12 +6,14 @@ import os
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
 
+from luthier.v1.access_pb2 import CreateTokenRequest, ListAuditEntriesRequest, Role
 from luthier.v1.base_pb2 import ImportBaseRequest, ImportedFile, Preprocessing
 from luthier.v1.batch_prediction_pb2 import BatchPredictRequest
 from luthier.v1.dataset_pb2 import (
@@ -206,3 +208,28 @@ def find_version(model: Model, resource: str) -> str:
         if alias.name == wanted:
             return str(alias.model_version)
     raise NotFound(f"{wanted} was not found")
+
+
+def create_token(
+    principal: str,
+    *,
+    role: Role.ValueType,
+    models: Sequence[str],
+    datasets: Sequence[str],
+    expire_time: datetime | None,
+) -> CreateTokenRequest:
+    """Request of CreateToken."""
+    request = CreateTokenRequest(principal=principal, role=role, models=models, datasets=datasets)
+    if expire_time is not None:
+        request.expire_time.FromDatetime(expire_time)
+    return request
+
+
+def list_audit_entries(
+    *, principal: str, method: str, resource: str, start_time: datetime | None
+) -> ListAuditEntriesRequest:
+    """Request of ListAuditEntries."""
+    request = ListAuditEntriesRequest(principal=principal, method=method, resource=resource)
+    if start_time is not None:
+        request.start_time.FromDatetime(start_time)
+    return request

@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.pool import ConnectionPoolEntry
 
-HEAD = "0003"
+HEAD = "0004"
 """The newest migration; a test compares it with the migrations there are."""
 _MIGRATION = 0x1A711E5
 """The number of the lock under which PostgreSQL is migrated."""
@@ -27,6 +27,9 @@ uploads = sa.Table(
     sa.Column("size_bytes", sa.BigInteger, nullable=False),
     sa.Column("sha256", sa.String, nullable=False),
     sa.Column("create_time", sa.Double, nullable=False),
+    # Whose it is; empty where nobody was asked who they are.
+    sa.Column("principal", sa.String, nullable=False, server_default=""),
+    sa.Index("uploads_by_principal", "principal"),
 )
 
 datasets = sa.Table(
@@ -47,7 +50,10 @@ dataset_versions = sa.Table(
     sa.Column("digest", sa.String, nullable=False, index=True),
     # A serialised luthier.v1.DatasetVersion.
     sa.Column("record", sa.LargeBinary, nullable=False),
+    sa.Column("principal", sa.String, nullable=False, server_default=""),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False, server_default="0"),
     sa.UniqueConstraint("dataset", "digest"),
+    sa.Index("dataset_versions_by_principal", "principal"),
 )
 
 models = sa.Table(
@@ -133,7 +139,9 @@ operations = sa.Table(
     sa.Column("error", sa.LargeBinary),
     sa.Column("create_time", sa.Double, nullable=False),
     sa.Column("update_time", sa.Double, nullable=False),
+    sa.Column("principal", sa.String, nullable=False, server_default=""),
     sa.Index("operations_by_state", "state", "create_time"),
+    sa.Index("operations_by_principal", "principal"),
 )
 
 events = sa.Table(
@@ -145,10 +153,43 @@ events = sa.Table(
     sa.Column("record", sa.LargeBinary, nullable=False),
 )
 
+tokens = sa.Table(
+    "tokens",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("principal", sa.String, nullable=False),
+    # SHA-256 of the secret, which nobody keeps.
+    sa.Column("digest", sa.LargeBinary, nullable=False),
+    # Number of a luthier.v1.Role.
+    sa.Column("role", sa.Integer, nullable=False),
+    # Patterns, with a space between them.
+    sa.Column("models", sa.String, nullable=False),
+    sa.Column("datasets", sa.String, nullable=False),
+    sa.Column("create_time", sa.Double, nullable=False),
+    sa.Column("expire_time", sa.Double),
+    # The row stays, for the list.
+    sa.Column("revoke_time", sa.Double),
+    sa.Column("last_use_time", sa.Double),
+)
+
+audit = sa.Table(
+    "audit",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("time", sa.Double, nullable=False, index=True),
+    sa.Column("principal", sa.String, nullable=False),
+    sa.Column("method", sa.String, nullable=False),
+    sa.Column("resource", sa.String, nullable=False),
+    # Name of a gRPC status, or STARTED.
+    sa.Column("code", sa.String, nullable=False),
+    sa.Column("request_id", sa.String, nullable=False),
+    sa.Column("peer", sa.String, nullable=False),
+)
+
 revisions = sa.Table(
     "revisions",
     metadata,
-    # `models` or `operations`: what changed.
+    # `models`, `operations` or `tokens`: what changed.
     sa.Column("name", sa.String, primary_key=True),
     sa.Column("value", sa.BigInteger, nullable=False),
 )
