@@ -1,7 +1,7 @@
 """Checks what deploys Luthier: Containerfiles, YAML, and the chart as Helm renders it, by the linters of each.
 
-    .tools/deploy/bin/python tools/check_deploy.py            all checks
-    .tools/deploy/bin/python tools/check_deploy.py render     renders the chart for the tests
+    .tools/deploy/bin/python tools/check_deploy.py                  all checks
+    .tools/deploy/bin/python tools/check_deploy.py render CHART     renders a chart for the tests
 
 `render` reads a JSON list of values and prints, for each, its manifests, or what Helm says against it. `make lint`
 makes the environment: Helm's own library, Kubernetes' schemas, hadolint, yamllint.
@@ -74,10 +74,10 @@ def against_schema(file: Path, document: dict[str, Any]) -> Iterator[str]:
             yield f"{file.name}: {document['kind']}: Kubernetes {version}: {error.message} at {list(error.path)}"
 
 
-def render() -> None:
+def render(path: str) -> None:
     """For the tests."""
     answers: list[dict[str, Any]] = []
-    with helm_python.Chart.load(CHART) as chart:
+    with helm_python.Chart.load(path) as chart:
         for values in json.load(sys.stdin):
             try:
                 answers.append({"manifests": manifests(chart, values)})
@@ -88,8 +88,8 @@ def render() -> None:
 
 def main() -> int:
     """Checks, or renders."""
-    if sys.argv[1:] == ["render"]:
-        render()
+    if sys.argv[1:2] == ["render"]:
+        render(sys.argv[2])
         return 0
     found = list(problems())
     print("\n".join(found), file=sys.stderr)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-ROOTS = (ROOT / "server", ROOT / "clients" / "python")
+ROOTS = (ROOT / "server", ROOT / "clients" / "python", ROOT / "deploy")
 LIMIT_S = 180
 """A test that has not ended by then waits for what a broken guard does not bring, and counts as failed."""
 
@@ -37,6 +37,60 @@ class Guard:
 
 
 GUARDS = [
+    Guard(
+        "deploy: several servers want a database that they share",
+        "tests/e2e/test_chart.py::test_what_cannot_work_or_is_open_is_refused",
+        "helm/luthier/templates/_helpers.tpl",
+        "{{- if and $several (not .Values.database.existingSecret) -}}",
+        "{{- if false -}}",
+    ),
+    Guard(
+        "deploy: what is open to strangers is refused",
+        "tests/e2e/test_chart.py::test_what_cannot_work_or_is_open_is_refused",
+        "helm/luthier/templates/_helpers.tpl",
+        "{{- if not .Values.insecure -}}",
+        "{{- if false -}}",
+    ),
+    Guard(
+        "deploy: the end of a pod leaves time for the drain",
+        "tests/e2e/test_chart.py::test_the_end_leaves_time_for_the_drain",
+        "helm/luthier/templates/deployment.yaml",
+        "{{ add (int .Values.preStopSeconds) (int (ceil .Values.drainSeconds)) 10 }}",
+        "30",
+    ),
+    Guard(
+        "deploy: variables are the names of settings",
+        "tests/e2e/test_chart.py::test_every_variable_is_a_setting_and_holds",
+        "helm/luthier/templates/configmap.yaml",
+        "LUTHIER_DRAIN_S:",
+        "LUTHIER_DRAIN_SECONDS:",
+    ),
+    Guard(
+        "deploy: probes ask the port without TLS",
+        "tests/e2e/test_chart.py::test_ports_and_probes_are_those_that_the_server_opens",
+        "helm/luthier/templates/deployment.yaml",
+        """          livenessProbe:
+            grpc:
+              port: 50052
+""",
+        """          livenessProbe:
+            grpc:
+              port: 50051
+""",
+    ),
+    Guard(
+        "deploy: callers find servers and no workers",
+        "tests/e2e/test_chart.py::test_selectors_find_servers_and_them_alone",
+        "helm/luthier/templates/disruption.yaml",
+        "      app.kubernetes.io/component: server\n",
+    ),
+    Guard(
+        "deploy: nothing of training is in the image for serving",
+        "tests/e2e/test_image.py::test_nothing_of_training_is_installed_and_all_is_pinned",
+        "build.sh",
+        "EXTRAS=serve,",
+        "EXTRAS=train,",
+    ),
     Guard(
         "certificates: what cannot be used is not shown",
         "tests/faults/test_certificates.py::test_certificates_are_rotated_under_calls[1]",

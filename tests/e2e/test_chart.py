@@ -17,9 +17,9 @@ from google.protobuf import json_format
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from luthier.settings import Settings
+from images import DEPLOY
 from support import ROOT, serving
 
-DEPLOY = ROOT / "deploy"
 TOOLS = ROOT / ".tools" / "deploy"
 pytestmark = pytest.mark.skipif(
     not (TOOLS / ".made").exists(), reason="Helm's library is not installed; `make test` does"
@@ -33,7 +33,7 @@ Manifest = dict[str, Any]
 
 def render(*values: Mapping[str, Any]) -> list[dict[str, Any]]:
     """For each set of values its `manifests`, or why Helm has `refused` it."""
-    command = [TOOLS / "bin" / "python", ROOT / "tools" / "check_deploy.py", "render"]
+    command = [TOOLS / "bin" / "python", ROOT / "tools" / "check_deploy.py", "render", DEPLOY / "helm" / "luthier"]
     # Helm's environment has a Python of its own.
     done = subprocess.run(command, input=json.dumps(values), capture_output=True, text=True, check=True, env={})
     answers: list[dict[str, Any]] = json.loads(done.stdout)
@@ -46,6 +46,15 @@ SETS: dict[str, dict[str, Any]] = {
     },
     "tls": {**TLS, "metrics": {"enabled": False}},
     "mutual": {**TLS, "tls": {"existingSecret": "pair", "clientCertificates": True}, "drainSeconds": 90.5},
+    "tokens": {
+        **TLS,
+        "metrics": {"enabled": False},
+        "tokens": {
+            "enabled": True,
+            "policyConfigMap": "policy",
+            "jwt": {"keys": "https://id.example.com/keys", "audience": "luthier", "issuer": "https://id.example.com"},
+        },
+    },
     "kept": {**SEVERAL, "insecure": True, "replicas": 3, "settings": {"poll_s": 0.2, "serve_device": "cuda"}},
 }
 """The sets that the repository ships, and more."""

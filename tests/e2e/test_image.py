@@ -19,13 +19,13 @@ from google.protobuf import json_format
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from packaging.requirements import Requirement
 
-from images import CONTAINERFILE, environment, instruction, instructions, running
+from images import CONTAINERFILE, DEPLOY, environment, instruction, instructions, running
 from luthier import images
 from luthier_client import Client
 from six_models import MODELS, scene, tune
 from support import ROOT, interactions, serving
 
-BUILD = ROOT / "deploy" / "build.sh"
+BUILD = DEPLOY / "build.sh"
 TRAINING = {"torch", "torchvision", "triton", "transformers", "timm", "implicit", "onnx", "onnxscript", "safetensors"}
 
 
@@ -75,7 +75,7 @@ def test_the_image_starts_a_server_as_nobody() -> None:
     assert instruction("STOPSIGNAL") == "SIGTERM"
     assert json.loads(instruction("VOLUME")) == [environment()["LUTHIER_HOME"]]
     for file in ("Containerfile", "Containerfile.train"):
-        text = (ROOT / "deploy" / file).read_text(encoding="utf-8")
+        text = (DEPLOY / file).read_text(encoding="utf-8")
         assert "\nUSER 65532:65532\n" in text
         assert {f"org.opencontainers.image.{name}" for name in ("title", "version", "revision", "licenses")} <= set(
             re.findall(r"[\w.]+(?==)", text)
@@ -86,7 +86,7 @@ def test_the_image_starts_a_server_as_nobody() -> None:
 def test_what_is_copied_is_there_and_not_ignored(file: str) -> None:
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if line[:1] == "!"}
     copied = []
-    for arguments in re.findall(r"^COPY (?!--from)(.+)$", (ROOT / "deploy" / file).read_text(encoding="utf-8"), re.M):
+    for arguments in re.findall(r"^COPY (?!--from)(.+)$", (DEPLOY / file).read_text(encoding="utf-8"), re.M):
         copied += arguments.split()[:-1]
     assert copied
     assert {path for path in copied if not (ROOT / path).exists() or path not in kept} == set()
