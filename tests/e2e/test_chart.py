@@ -16,8 +16,8 @@ import yaml
 from google.protobuf import json_format
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from luthier.settings import Settings
 from images import DEPLOY
+from luthier.settings import Settings
 from support import ROOT, serving
 
 TOOLS = ROOT / ".tools" / "deploy"
