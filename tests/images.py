@@ -51,24 +51,25 @@ def instruction(name: str) -> str:
 
 
 def environment() -> dict[str, str]:
-    """ENV of the image."""
-    return dict(assignment.split("=", 1) for assignment in shlex.split(instruction("ENV")))
+    """ENV of the image, and where this machine has `mount` and `chroot`."""
+    own = dict(assignment.split("=", 1) for assignment in shlex.split(instruction("ENV")))
+    return own | {"PATH": f"{own['PATH']}:/usr/sbin:/sbin:/bin"}
+
+
+def entering(image: Path, home: Path, *program: str) -> list[str]:
+    """The command that runs a program in the image, its root read-only, with `home` as its volume. Needs root."""
+    subprocess.run(["chown", "--recursive", f"{USER}:{USER}", home], check=True)
+    enter = _ENTER.format(image=shlex.quote(str(image)), home=shlex.quote(str(home)), user=USER)
+    return ["unshare", "--mount", "--propagation", "private", "/bin/sh", "-c", enter, "enter", *program]
 
 
 @contextmanager
 def running(image: Path, home: Path, *arguments: str, **variables: str) -> Iterator[Server]:
-    """Starts the image with these arguments in place of CMD, its root read-only, and ends it by SIGTERM.
-
-    `home` becomes its volume. Needs root.
-    """
-    subprocess.run(["chown", "--recursive", f"{USER}:{USER}", home], check=True)
-    enter = _ENTER.format(image=shlex.quote(str(image)), home=shlex.quote(str(home)), user=USER)
-    command = ["unshare", "--mount", "--propagation", "private", "/bin/sh", "-c", enter, "enter"]
-    command += [*json.loads(instruction("ENTRYPOINT")), *arguments]
-    # `chroot` and `mount` are found by this path, the image's own program by its whole name.
-    own = {**environment(), **variables}
-    own["PATH"] += ":/usr/sbin:/usr/bin:/sbin:/bin"
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=own)
+    """Starts the image with these arguments in place of CMD, and ends it by SIGTERM."""
+    command = entering(image, home, *json.loads(instruction("ENTRYPOINT")), *arguments)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**environment(), **variables}
+    )
     assert process.stdout
     assert process.stderr
     log: list[str] = []

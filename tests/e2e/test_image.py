@@ -19,7 +19,7 @@ from google.protobuf import json_format
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from packaging.requirements import Requirement
 
-from images import CONTAINERFILE, DEPLOY, environment, instruction, instructions, running
+from images import CONTAINERFILE, DEPLOY, entering, environment, instruction, instructions, running
 from luthier import images
 from luthier_client import Client
 from six_models import MODELS, scene, tune
@@ -128,6 +128,12 @@ def test_the_image_is_small_and_serves_every_task(tmp_path: Path) -> None:
     assert forbidden == []
 
     home = tmp_path / "home"
+    home.mkdir()
+    # Every library of the image loads with what the image has.
+    program = ["/usr/bin/python3.11", "-P", "-c", (DEPLOY / "imports.py").read_text(encoding="utf-8"), "/opt/luthier"]
+    done = subprocess.run(entering(image, home, *program), env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) > 2000
     with serving(home) as server:
         tune(server, tmp_path)
         wanted = answers(server.address)
