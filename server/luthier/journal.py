@@ -171,7 +171,7 @@ class Journal:
             why = f"predictions are kept for {self._keep_days:g} days"
         else:
             why = (
-                "it was not recorded: its alias keeps none, or not this one, or the call named a version or said not to"
+                "it was not recorded: its alias keeps none or not this one, or the call named a version or said not to"
             )
         raise NotFound(f"predictions/{id}/{index}", why)
 
@@ -190,7 +190,7 @@ class Journal:
             return row.labels is not None and row.labels != record
 
     def window(self, version: str, since: float, until: float, limit: int) -> list[Recorded]:
-        """Predictions of a version made from `since` to before `until`, seconds since 1970: the newest, newest first."""
+        """Predictions of a version from `since` to before `until`, seconds since 1970, the newest first."""
         table = db.predictions
         query = sa.select(table).where(
             table.c.version == version, table.c.create_time >= since, table.c.create_time < until
