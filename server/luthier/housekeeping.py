@@ -35,8 +35,8 @@ class Housekeeping:
         journal: Journal,
         *,
         keep_operations_days: float,
-        keep_predictions_days: float,
-        most_predictions: int,
+        keep_predictions_days: float = 0.0,
+        most_predictions: int = 0,
     ) -> None:
         """Operations are kept for some days after their end, predictions after they were made, and no more than
         `most_predictions` of them; 0: for good, and without a limit."""
