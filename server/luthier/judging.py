@@ -148,9 +148,9 @@ class Judge:
         taken.CopyFrom(found)
         taken.looks, taken.next_look = looks + 1, 2 * fewest
         what = (
-            f"look {looks + 1}, {fewest} callers with labels a side or more: {task.primary_metric} is better by "
-            f"{taken.difference:.4f}, between {taken.lower:.4f} and {taken.upper:.4f} with {taken.confidence:.2%} "
-            "confidence"
+            f"look {looks + 1}, at {fewest} callers with labels a side or more: {task.primary_metric} is "
+            f"{abs(taken.difference):.4f} {'better' if taken.difference >= 0 else 'worse'}, an advantage between "
+            f"{taken.lower:.4f} and {taken.upper:.4f} with {taken.confidence:.2%} confidence"
         )
         if taken.lower > -rollout.rule.tolerance:
             self._told(self._rollouts.promote(id, what, taken, looks + 1))

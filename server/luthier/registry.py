@@ -246,7 +246,7 @@ class Registry:
         `recording` is what to keep of its predictions from now on; None: as before.
         """
         where = (db.aliases.c.model == model, db.aliases.c.alias == alias)
-        record = recording.SerializeToString() if recording is not None else b""
+        record = recording.SerializeToString() if recording is not None else None
         with self._database.write() as connection:
             _locked_version(connection, model, number, shared=True)
             moved = f"the alias was pointed at {names.model_version(model, number)} by hand"

@@ -63,7 +63,7 @@ class Rollouts:
         """By model and alias, those aliases whose calls are divided or kept."""
         found = {}
         with self._database.read() as connection:
-            kept = sa.select(db.aliases).where(db.aliases.c.recording != b"")
+            kept = sa.select(db.aliases).where(db.aliases.c.recording.is_not(None))
             for row in connection.execute(kept):
                 recording = Recording.FromString(row.recording)
                 if recording.mode > Recording.MODE_OFF:
@@ -123,7 +123,7 @@ class Rollouts:
             rollout.stable = names.model_version(model, found.number)
             if rollout.stable in (rollout.candidate, *rollout.shadows):
                 raise InvalidArgument({"candidate": f"{rollout.alias} names {rollout.stable} already"})
-            _settle_recording(rollout, asked, Recording.FromString(found.recording))
+            _settle_recording(rollout, asked, Recording.FromString(found.recording or b""))
             _store(connection, rollout)
             what = f"{rollout.candidate} answers {rollout.percent:g} % of the calls" if rollout.candidate else "shadows"
             _append(connection, rollout, pb.RolloutEvent(kind=pb.RolloutEvent.KIND_STARTED, message=what))

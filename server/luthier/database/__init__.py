@@ -77,8 +77,8 @@ aliases = sa.Table(
     sa.Column("model", sa.String, primary_key=True),
     sa.Column("alias", sa.String, primary_key=True),
     sa.Column("number", sa.Integer, nullable=False),
-    # A serialised luthier.v1.Recording.
-    sa.Column("recording", sa.LargeBinary, nullable=False, server_default=""),
+    # A serialised luthier.v1.Recording; NULL: nothing is kept.
+    sa.Column("recording", sa.LargeBinary),
     sa.ForeignKeyConstraint(["model", "number"], ["model_versions.model", "model_versions.number"], ondelete="CASCADE"),
 )
 

@@ -11,7 +11,7 @@ down_revision = "0003"
 
 
 def upgrade() -> None:
-    op.add_column("aliases", sa.Column("recording", sa.LargeBinary, nullable=False, server_default=""))
+    op.add_column("aliases", sa.Column("recording", sa.LargeBinary))
     op.create_table(
         "rollouts",
         sa.Column("id", sa.String, primary_key=True),
