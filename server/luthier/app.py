@@ -27,11 +27,16 @@ from luthier.errors import StoreUnavailable
 from luthier.housekeeping import Housekeeping
 from luthier.inference.lanes import Cores
 from luthier.inference.pool import ModelPool
+from luthier.inference.routing import Router
+from luthier.inference.shadows import Shadows
 from luthier.inference.threads import Threads
+from luthier.journal import Journal
+from luthier.judging import Judge
 from luthier.operations import Operations
 from luthier.registry import Registry
 from luthier.replicas import CannotListen, Replicas, check_free
 from luthier.revisions import Revisions
+from luthier.rollouts import Rollouts
 from luthier.services.access import AccessInterceptor
 from luthier.services.admission import Admission
 from luthier.services.bases import BaseService
@@ -45,6 +50,7 @@ from luthier.services.open_inference import OpenInferenceService
 from luthier.services.operations import LongRunningService, OperationService
 from luthier.services.prediction import PredictionService, typed_handler
 from luthier.services.probe import Probe
+from luthier.services.rollouts import RolloutService
 from luthier.services.tasks import TaskService
 from luthier.services.tokens import AuditService, TokenService
 from luthier.settings import Settings, is_loopback
@@ -62,6 +68,7 @@ from luthier.v1 import (
     model_pb2_grpc,
     operation_pb2_grpc,
     prediction_pb2_grpc,
+    rollout_pb2_grpc,
     task_pb2_grpc,
 )
 
@@ -106,6 +113,7 @@ class App:
             log.error("plugin failed", plugin=failure.plugin, why=failure.reason)
         self._registry = Registry(self._database)
         self._operations = Operations(self._database)
+        self._rollouts = Rollouts(self._database)
         self._meters = Meters()
         self._tracing = Tracing(settings.traces_endpoint, settings.traces_ratio) if settings.traces_endpoint else None
         self._exposition: Exposition | None = None
@@ -121,6 +129,19 @@ class App:
             device=settings.serve_device,
             most_waiting=settings.most_waiting,
             memory_mb=settings.serve_memory_mb,
+            policies=self._rollouts.policies,
+        )
+        self._journal = Journal(self._database, settings.keep_predictions_days)
+        self._shadows = Shadows(self._predictions)
+        self._router = Router(self._pool, self._journal, self._shadows)
+        self._judge = Judge(
+            self._rollouts,
+            self._journal,
+            self._registry,
+            self._plugins,
+            self._pool.splits,
+            self._router.broken,
+            self._router.broke,
         )
         self._tokens = Tokens(self._database)
         self._audit = Audit(self._database)
@@ -132,9 +153,12 @@ class App:
             self._registry,
             self._operations,
             self._store,
-            settings.keep_operations_days,
             self._audit,
-            settings.keep_audit_days,
+            self._journal,
+            keep_operations_days=settings.keep_operations_days,
+            keep_audit_days=settings.keep_audit_days,
+            keep_predictions_days=settings.keep_predictions_days,
+            most_predictions=settings.most_predictions,
         )
         # Its other form answers by a callback, which no interceptor understands.
         self._health = health.HealthServicer(experimental_non_blocking=False)
@@ -185,11 +209,16 @@ class App:
         access_pb2_grpc.add_TokenServiceServicer_to_server(TokenService(self._tokens, asking), pooled)
         access_pb2_grpc.add_AuditServiceServicer_to_server(AuditService(self._audit, asking), pooled)
         predicting = PooledServer(server, None, self._streams)
-        prediction_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionService(self._pool), predicting)
-        predicting.add_generic_rpc_handlers([OpenInferenceService(self._pool, self._is_ready).handler()])
+        prediction_pb2_grpc.add_PredictionServiceServicer_to_server(
+            PredictionService(self._router, self._journal, registry, self._plugins), predicting
+        )
+        rollout_pb2_grpc.add_RolloutServiceServicer_to_server(
+            RolloutService(self._rollouts, self._judge, registry, store, self._plugins, self._revisions), pooled
+        )
+        predicting.add_generic_rpc_handlers([OpenInferenceService(self._pool, self._router, self._is_ready).handler()])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, PooledServer(server, self._checks, self._streams))
         for task in self._plugins.tasks.values():
-            server.add_generic_rpc_handlers([typed_handler(self._pool, task)])
+            server.add_generic_rpc_handlers([typed_handler(self._router, task)])
 
         names = [
             *(f"luthier.v1.{name}Service" for name in _SERVICES),
@@ -244,12 +273,15 @@ class App:
         if self._certificates is not None:
             self._certificates.start()
         self._supervisor.start()
+        self._judge.start()
         self._set_health(health_pb2.HealthCheckResponse.SERVING)
         self._housekeeping.start()
         return port
 
     def _listen(self) -> int:
         """Binds the port and begins to answer."""
+        self._journal.start()
+        self._shadows.start()
         if self._settings.processes > 1:
             check_free(self._settings.listen)
         try:
@@ -283,6 +315,7 @@ class App:
         self._replicas.stop()
         self._housekeeping.stop()
         self._supervisor.stop()
+        self._judge.stop()
         self._revisions.stop()
         if self._certificates is not None:
             self._certificates.stop()
@@ -290,6 +323,8 @@ class App:
             self._gate.stop()
         self._pool.close()
         stopped.wait()
+        self._shadows.stop()
+        self._journal.stop()
         if self._tracing is not None:
             self._tracing.stop()
         if self._exposition is not None:
@@ -347,6 +382,7 @@ _SERVICES = (
     "Operation",
     "Token",
     "Audit",
+    "Rollout",
 )
 
 

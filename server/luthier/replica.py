@@ -12,7 +12,7 @@ import threading
 def main() -> int:
     """Serves until SIGTERM, or until standard input ends, since then the process that held it has gone.
 
-    Its first lines are the settings and, with TLS, the certificate: every user of a machine may read a process's arguments.
+    Its first lines are the settings and, with TLS, the certificate: arguments can be read by every user of a machine.
     """
     gc.disable()
     from luthier import app, logs

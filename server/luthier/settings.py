@@ -86,6 +86,12 @@ class Settings(BaseSettings):
         90.0, ge=0, description="Days that operations are kept after their end, with their events; 0: for good."
     )
     keep_audit_days: float = Field(365.0, ge=0, description="Days that it is kept who changed what; 0: for good.")
+    keep_predictions_days: float = Field(
+        30.0, ge=0, description="Days that recorded predictions are kept, with their feedback; 0: for good."
+    )
+    most_predictions: int = Field(
+        1_000_000, ge=0, description="Most recorded predictions that are kept, the newest; 0: no limit."
+    )
     metrics_listen: str = Field(
         "", description="Address and port of the metrics for Prometheus, such as 127.0.0.1:9464. Empty: none."
     )

@@ -10,7 +10,7 @@ from luthier.access.principal import Principal, Role
 from luthier.errors import PermissionDenied
 from luthier.task import Task
 
-Kind: TypeAlias = Literal["model", "dataset", "operation", "evaluation"]
+Kind: TypeAlias = Literal["model", "dataset", "operation", "evaluation", "rollout", "prediction"]
 
 
 class Named(NamedTuple):
@@ -50,6 +50,15 @@ class Short(Field):
     def id(self, value: str) -> str:
         """`beer`."""
         return value.partition("@")[0].partition("/")[0].partition(".")[0]
+
+
+@dataclass(frozen=True)
+class Id(Field):
+    """A field that holds an id, and nothing but that."""
+
+    def id(self, value: str) -> str:
+        """The same."""
+        return value
 
 
 @dataclass(frozen=True)
@@ -105,6 +114,7 @@ def _dataset(name: str, optional: bool = False) -> Field:
 
 _OPERATION = (Field("name", "operation"),)
 _EVALUATION = (Field("name", "evaluation"),)
+_ROLLOUT = (Field("name", "rollout"),)
 _MODELS = Part("models", [_model("name")])
 _DATASETS = Part("datasets", [_dataset("name")])
 _OPERATIONS = Part("operations", _OPERATION)
@@ -162,11 +172,20 @@ RULES: Mapping[str, Rule] = {
     "/luthier.v1.PredictionService/Predict": TYPED,
     "/luthier.v1.PredictionService/StreamPredict": TYPED,
     "/luthier.v1.PredictionService/Render": TYPED,
+    "/luthier.v1.PredictionService/RecordFeedback": Rule(Role.CALLER, [Id("prediction_id", "prediction")]),
     "/luthier.v1.BatchPredictionService/BatchPredict": Rule(Role.TUNER, [_model("model"), _dataset("dataset")]),
     "/luthier.v1.BatchPredictionService/DownloadPredictions": Rule(Role.CALLER, _OPERATION),
     "/luthier.v1.OperationService/WatchOperation": Rule(Role.VIEWER, _OPERATION),
     "/luthier.v1.OperationService/PauseOperation": Rule(Role.TUNER, _OPERATION),
     "/luthier.v1.OperationService/ResumeOperation": Rule(Role.TUNER, _OPERATION),
+    "/luthier.v1.RolloutService/StartRollout": Rule(Role.TUNER, [_model("alias")]),
+    "/luthier.v1.RolloutService/GetRollout": Rule(Role.VIEWER, _ROLLOUT),
+    "/luthier.v1.RolloutService/ListRollouts": Rule(
+        Role.VIEWER, [_model("model", optional=True)], Part("rollouts", [_model("alias")])
+    ),
+    "/luthier.v1.RolloutService/UpdateRollout": Rule(Role.TUNER, _ROLLOUT),
+    "/luthier.v1.RolloutService/StopRollout": Rule(Role.TUNER, _ROLLOUT),
+    "/luthier.v1.RolloutService/WatchRollout": Rule(Role.VIEWER, _ROLLOUT),
     "/luthier.v1.TokenService/CreateToken": _ADMIN,
     "/luthier.v1.TokenService/ListTokens": _ADMIN,
     "/luthier.v1.TokenService/RevokeToken": _ADMIN,
@@ -197,7 +216,7 @@ RULES: Mapping[str, Rule] = {
 }
 
 Resolve: TypeAlias = Callable[[Principal, Sequence[Named]], Sequence[bool]]
-"""Says of each operation or evaluation whether a restricted principal may name it."""
+"""Says of each resource that is neither a model nor a data set whether a restricted principal may name it."""
 
 
 class Policy:
@@ -246,9 +265,9 @@ class Policy:
         return response
 
     def _may(self, principal: Principal, named: Sequence[Named]) -> list[bool]:
-        asked = [each for each in named if each.kind in ("operation", "evaluation")]
-        answers = iter(self._resolve(principal, asked) if asked else ())
         scopes = {"model": principal.models, "dataset": principal.datasets}
+        asked = [each for each in named if each.kind not in scopes]
+        answers = iter(self._resolve(principal, asked) if asked else ())
         return [scopes[each.kind].has(each.id) if each.kind in scopes else next(answers) for each in named]
 
 

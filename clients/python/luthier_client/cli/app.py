@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 
 from luthier_client import server
-from luthier_client.cli import access, bases, catalogue, datasets, evaluate, health, models, operations, predict, tune
+from luthier_client.cli import (
+    access,
+    bases,
+    catalogue,
+    datasets,
+    evaluate,
+    health,
+    models,
+    operations,
+    predict,
+    rollouts,
+    tune,
+)
 from luthier_client.cli.session import (
     AddressOption,
     CaOption,
@@ -90,3 +102,4 @@ evaluate.add_to(app)
 models.add_to(app)
 predict.add_to(app)
 access.add_to(app)
+rollouts.add_to(app)
