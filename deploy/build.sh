@@ -81,7 +81,9 @@ trim() { # LIBRARIES: takes away what no server reads
     # For compilers and type checkers.
     find . -type f \( -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.h' -o -name '*.hpp' \
         -o -name '*.c' -o -name '*.cpp' -o -name '*.a' \) -delete
-    rm -r pyarrow/include pyarrow/includes pyarrow/src
+    rm -r pyarrow/include pyarrow/includes pyarrow/src numpy/f2py
+    # For tests of databases' drivers.
+    rm -r sqlalchemy/testing
     # Arrow over the network and Arrow's own S3: Luthier has gRPC and s3fs. One library by two further names.
     rm pyarrow/libarrow_flight.so.* pyarrow/_flight.*.so pyarrow/libarrow_s3.so.* pyarrow/_s3fs.*.so
     find pyarrow -name 'libarrow_python.so*' ! -name "$(readelf --dynamic pyarrow/lib.*.so | sed -n 's/.*\[\(libarrow_python.so[^]]*\)\].*/\1/p')" -delete
