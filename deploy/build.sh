@@ -81,7 +81,7 @@ trim() { # LIBRARIES: takes away what no server reads
     # For compilers and type checkers.
     find . -type f \( -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.h' -o -name '*.hpp' \
         -o -name '*.c' -o -name '*.cpp' -o -name '*.a' \) -delete
-    rm -r pyarrow/include pyarrow/includes pyarrow/src numpy/f2py
+    rm -r pyarrow/include pyarrow/includes pyarrow/src
     # For tests of databases' drivers.
     rm -r sqlalchemy/testing
     # Arrow over the network and Arrow's own S3: Luthier has gRPC and s3fs. One library by two further names.
