@@ -1,4 +1,4 @@
-"""`python -m luthier.replica SETTINGS`: one more server process on the port of the one that started it."""
+"""`python -m luthier.replica`: one more server process on the port of the one that started it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ import threading
 
 
 def main() -> int:
-    """Serves until SIGTERM, or until standard input ends, since then the process that held it has gone."""
+    """Serves until SIGTERM, or until standard input ends, since then the process that held it has gone.
+
+    Its first lines are the settings and, with TLS, the certificate: arguments can be read by every user of a machine.
+    """
     gc.disable()
     from luthier import app, logs
     from luthier.certificates import Shown
     from luthier.settings import Settings
 
     logs.configure()
-    settings = Settings.model_validate_json(sys.argv[1])
-    # Not an argument: those can be read by every user of the machine.
+    settings = Settings.model_validate_json(_line_of_input())
     shown = Shown.from_json(_line_of_input().decode()) if settings.tls_certificate else None
     threading.Thread(target=_end_with_input, daemon=True).start()
     return app.run(settings, shares_port=True, shown=shown)

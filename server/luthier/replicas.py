@@ -86,18 +86,20 @@ class Replicas:
         metrics = f"{host}:{int(port) + place + 1 if int(port) else 0}" if port else ""
         settings = self._settings.model_copy(update={"metrics_listen": metrics})
         process = subprocess.Popen(
-            [sys.executable, "-m", "luthier.replica", settings.model_dump_json()],
+            [sys.executable, "-m", "luthier.replica"],
             # It ends when this is closed, which also the kernel does.
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
         )
+        lines = [settings.model_dump_json()]
         if self._certificates is not None:
-            assert process.stdin
-            # One that has died already is replaced.
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.write(self._certificates.shown.to_json().encode() + b"\n")
-                process.stdin.flush()
+            lines.append(self._certificates.shown.to_json())
+        assert process.stdin
+        # One that has died already is replaced.
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write("".join(f"{line}\n" for line in lines).encode())
+            process.stdin.flush()
         return process
 
     def _watch(self) -> None:

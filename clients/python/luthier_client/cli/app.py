@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from luthier_client import server
-from luthier_client.cli import bases, catalogue, datasets, evaluate, models, operations, predict, tune
+from luthier_client.cli import access, bases, catalogue, datasets, evaluate, models, operations, predict, rollouts, tune
 from luthier_client.cli.session import (
     AddressOption,
     CaOption,
@@ -88,3 +88,5 @@ operations.add_to(app)
 evaluate.add_to(app)
 models.add_to(app)
 predict.add_to(app)
+access.add_to(app)
+rollouts.add_to(app)
