@@ -311,7 +311,8 @@ GUARDS = [
         "tests/e2e/test_access.py::test_a_token_that_is_not_to_be_believed[alg none]",
         "luthier/access/jwt_tokens.py",
         "                key.key,\n                algorithms=list(key.algorithms),\n",
-        '                "" if header["alg"] == "none" else key.key,\n                algorithms=[*key.algorithms, "none"],\n',
+        '                "" if header["alg"] == "none" else key.key,\n'
+        '                algorithms=[*key.algorithms, "none"],\n',
     ),
     Guard(
         "access: a token is for one audience",
