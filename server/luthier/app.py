@@ -281,6 +281,7 @@ class App:
                 "control": Pool.of(self._control),
                 "streams": Pool.of(self._streams),
             },
+            dropped=lambda: {"records": self._journal.dropped, "shadows": self._shadows.dropped},
         )
         try:
             self._exposition = Exposition(self._settings.metrics_listen, sources)
