@@ -323,7 +323,7 @@ def _packed(message: Message) -> bytes:
 def _recorded(row: sa.Row[Any]) -> Recorded:
     return Recorded(
         id=row.id,
-        index=row.index,
+        index=row._mapping["index"],  # A row is a tuple, whose `index` is a method.
         version=row.version,
         alias=row.alias,
         create_time=row.create_time,

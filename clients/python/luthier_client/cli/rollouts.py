@@ -159,7 +159,11 @@ def recording(mode: str, sample: float | None) -> Recording | None:
     """What is to be kept; None where neither is said."""
     if mode and mode not in _MODES:
         raise WrongUse(f"--record is one of {', '.join(_MODES)}, not {mode}")
-    return Recording(mode=_MODES.get(mode), sample=sample) if mode or sample is not None else None
+    return (
+        Recording(mode=_MODES[mode] if mode else Recording.MODE_UNSPECIFIED, sample=sample)
+        if mode or sample is not None
+        else None
+    )
 
 
 def described(rollout: Rollout) -> list[RenderableType]:
