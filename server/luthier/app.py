@@ -352,6 +352,7 @@ class App:
                 "streams": Pool.of(self._streams),
             },
             certificates=self._certificates,
+            dropped=lambda: {"records": self._journal.dropped, "shadows": self._shadows.dropped},
         )
         # On loopback nothing is hidden from anyone by encrypting it.
         is_open = not is_loopback(self._settings.metrics_listen)

@@ -248,7 +248,15 @@ predictions = sa.Table(
     sa.Column("labels", sa.LargeBinary),
     sa.Column("value", sa.Double),
     sa.Index("predictions_by_version", "version", "create_time"),
-    sa.Index("predictions_by_rollout", "rollout", "version", "create_time"),
+    # Few of many have labels.
+    sa.Index(
+        "predictions_with_labels",
+        "rollout",
+        "version",
+        "create_time",
+        sqlite_where=sa.text("labels IS NOT NULL"),
+        postgresql_where=sa.text("labels IS NOT NULL"),
+    ),
 )
 
 revisions = sa.Table(
