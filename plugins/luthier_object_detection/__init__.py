@@ -109,8 +109,8 @@ class ObjectDetection(Task):
         return metrics.score(examples["objects"].to_pylist(), predictions)
 
     def features(self, instance: Any, prediction: Any) -> dict[str, float | str]:
-        """What the image looks like, and the objects that reach the model's own threshold: how many, of which classes, how
-        sure, and how much of the image the largest of them covers.
+        """What the image looks like, and the objects that reach the model's own threshold: how many, of which classes,
+        how sure, and how much of the image the largest of them covers.
 
         A request with a higher threshold, or for fewer objects, says nothing of objects.
         """

@@ -94,8 +94,8 @@ class Recommendation(Task):
         return {"index_recall_at_10": recall}
 
     def features(self, instance: Any, prediction: Any) -> dict[str, float | str | Sequence[str]]:
-        """Length of the history that the request gives and the share of it that is unknown; whether there was an answer;
-        the best score, how far the scores fall off, and the items, which tell how popular what is recommended is.
+        """Length of the history that the request gives and the share of it that is unknown; whether there was an
+        answer; the best score, how far the scores fall off, and the items, which tell how popular they are.
 
         Similar items have no facts, and a request with a list of its own or for what was seen says nothing of items.
         """

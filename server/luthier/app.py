@@ -21,6 +21,8 @@ from luthier.housekeeping import Housekeeping
 from luthier.inference.lanes import Cores
 from luthier.inference.pool import ModelPool
 from luthier.inference.threads import Threads
+from luthier.journal import Journal
+from luthier.monitoring import Monitoring
 from luthier.operations import Operations
 from luthier.registry import Registry
 from luthier.replicas import CannotListen, Replicas, check_free
@@ -33,6 +35,7 @@ from luthier.services.datasets import DatasetService
 from luthier.services.evaluations import EvaluationService
 from luthier.services.interceptor import CallInterceptor
 from luthier.services.models import ModelService
+from luthier.services.monitoring import MonitoringService
 from luthier.services.open_inference import OpenInferenceService
 from luthier.services.operations import LongRunningService, OperationService
 from luthier.services.prediction import PredictionService, typed_handler
@@ -49,10 +52,12 @@ from luthier.v1 import (
     dataset_pb2_grpc,
     evaluation_pb2_grpc,
     model_pb2_grpc,
+    monitoring_pb2_grpc,
     operation_pb2_grpc,
     prediction_pb2_grpc,
     task_pb2_grpc,
 )
+from luthier.watch import Watch
 
 if TYPE_CHECKING:
     from luthier.telemetry.exposition import Exposition
@@ -109,6 +114,9 @@ class App:
         self._revisions = Revisions(self._database, settings.poll_s, self._pool.refresh)
         self._supervisor = Supervisor(settings, self._operations, self._store)
         self._housekeeping = Housekeeping(self._registry, self._operations, self._store, settings.keep_operations_days)
+        self._journal = Journal(self._database)
+        self._monitoring = Monitoring(self._database, self._registry, self._store, self._plugins, self._journal)
+        self._watch = Watch(self._monitoring, settings.drift_interval_s, settings.drift_window_s)
         # Its other form answers by a callback, which no interceptor understands.
         self._health = health.HealthServicer(experimental_non_blocking=False)
         self._control = ThreadPoolExecutor(settings.control_threads, thread_name_prefix="control")
@@ -141,6 +149,9 @@ class App:
         )
         evaluation_pb2_grpc.add_EvaluationServiceServicer_to_server(
             EvaluationService(registry, store, operations), pooled
+        )
+        monitoring_pb2_grpc.add_MonitoringServiceServicer_to_server(
+            MonitoringService(registry, self._monitoring), pooled
         )
         batch_prediction_pb2_grpc.add_BatchPredictionServiceServicer_to_server(
             BatchPredictionService(registry, store, operations), pooled
@@ -186,6 +197,7 @@ class App:
         self._supervisor.start()
         self._set_health(health_pb2.HealthCheckResponse.SERVING)
         self._housekeeping.start()
+        self._watch.start()
         return port
 
     def _listen(self) -> int:
@@ -212,6 +224,7 @@ class App:
         self._health.enter_graceful_shutdown()
         stopped = self._server.stop(self._settings.drain_s)
         self._replicas.stop()
+        self._watch.stop()
         self._housekeeping.stop()
         self._supervisor.stop()
         self._revisions.stop()
@@ -236,6 +249,7 @@ class App:
             meters=self._meters,
             operations=self._operations.count,
             models_loaded=lambda: len(self._pool.loaded()),
+            drift=self._monitoring.newest,
             pools={
                 "predictions": Pool(self._settings.prediction_threads, lambda: self._predictions.waiting),
                 "control": Pool.of(self._control),
@@ -257,7 +271,17 @@ class App:
             self._health.set(name, status)
 
 
-_SERVICES = ("Task", "Base", "Dataset", "Model", "Evaluation", "Prediction", "BatchPrediction", "Operation")
+_SERVICES = (
+    "Task",
+    "Base",
+    "Dataset",
+    "Model",
+    "Evaluation",
+    "Prediction",
+    "BatchPrediction",
+    "Monitoring",
+    "Operation",
+)
 
 
 def run(settings: Settings, shares_port: bool = False) -> int:

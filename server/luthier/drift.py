@@ -36,7 +36,8 @@ LEAST_WINDOW = 50
 LEAST_DISTANCE = 0.1
 """A Kolmogorov-Smirnov distance below it raises no alarm, however sure it is: a tenth of the inputs moved at most."""
 LEAST_INDEX = 0.1
-"""The same of the population stability index; from 0.1 on a shift is called moderate, from 0.25 on large (Siddiqi 2006)."""
+"""The same of the population stability index: from 0.1 on a shift is called moderate, from 0.25 on large (Siddiqi
+2006)."""
 MOST_VALUES = 512
 MOST_CATEGORIES = 256
 MOST_WORDS = 4096
@@ -134,7 +135,7 @@ def _bag_summary(bags: Sequence[frozenset[str]]) -> dict[str, Any]:
     """In how many bags each frequent word is, and how frequent the words of each bag are among the other bags.
 
     Every bag is left out of its own measure, or its own rare words would look known, and those of any window strange.
-    Words that are in fewer bags than the rarest that is kept count as if they were in none, in the profile and in windows.
+    Words that are in fewer bags than the rarest that is kept count as if they were in none, in profile and window.
     """
     counts = Counter(word for bag in bags for word in bag)
     frequent = sorted(((count, word) for word, count in counts.items() if count > 1), key=lambda one: (-one[0], one[1]))
@@ -171,8 +172,8 @@ def _compared(name: str, kept: Mapping[str, Any], values: Sequence[Any]) -> Feat
 def _of_numbers(name: str, reference: Array, count: int, window: Array, *, below: bool) -> FeatureDrift:
     """The two-sample Kolmogorov-Smirnov test; p by the limiting distribution with Stephens' correction (1970).
 
-    Where it is for values `below` those of the profile alone, its one-sided form: the words of an input that the profile
-    itself was made of are more familiar than others, which is no drift.
+    Where it is for values `below` those of the profile alone, its one-sided form: the words of an input that the
+    profile itself was made of are more familiar than others, which is no drift.
     """
     from scipy.special import kolmogorov
 

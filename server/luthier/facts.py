@@ -1,4 +1,4 @@
-"""Facts of images, texts and classifications that `Task.features` of several tasks are made of. Cheap, and never torch."""
+"""Facts of images, texts and classifications, of which `Task.features` of several tasks are made: cheap, no torch."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class _Scored(Protocol):
 
 
 def of_image(data: bytes) -> dict[str, float]:
-    """Brightness, contrast and saturation between 0 and 1, sharpness (the mean difference of neighbours), the logarithm of
-    width over height, and megapixels; none where the bytes are no image."""
+    """Brightness, contrast and saturation between 0 and 1, sharpness (the mean difference of neighbours), the logarithm
+    of width over height, and megapixels; none where the bytes are no image."""
     try:
         header = images.inspect(data)
         pixels = images.thumbnail(data, SIDE).astype(np.float32) / 255

@@ -362,16 +362,17 @@ class Task(ABC):
 
 def _plain_facts(prediction: Message) -> Iterator[tuple[str, float | str]]:
     """The fields of a prediction that hold one plain value each."""
-    for field in prediction.DESCRIPTOR.fields:
-        value = getattr(prediction, field.name)
-        if field.is_repeated or field.message_type or isinstance(value, bytes):
+    for one in prediction.DESCRIPTOR.fields:
+        value = getattr(prediction, one.name)
+        if one.is_repeated or one.message_type or isinstance(value, bytes):
             continue
-        if field.enum_type:
-            yield field.name, field.enum_type.values_by_number[value].name if value in field.enum_type.values_by_number else str(value)
+        if one.enum_type:
+            known = one.enum_type.values_by_number.get(value)
+            yield one.name, known.name if known else str(value)
         elif isinstance(value, str):
-            yield field.name, value[:_SHORT]
-        elif isinstance(value, bool) or math.isfinite(value):
-            yield field.name, float(value)
+            yield one.name, value[:_SHORT]
+        elif math.isfinite(value):
+            yield one.name, float(value)
 
 
 def _message_of(field: FieldDescriptor) -> type[Message]:
