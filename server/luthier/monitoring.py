@@ -181,7 +181,7 @@ def facts_of(task: Task, one: Recorded) -> drift.Facts:
 def unpacked(packed: AnyMessage, kinds: Iterable[type[Message]]) -> Message | None:
     """The message in an Any, of whichever of these kinds it is; None where it is of none."""
     for kind in kinds:
-        if packed.Is(kind.DESCRIPTOR):
+        if packed.type_url.rpartition("/")[2] == kind.DESCRIPTOR.full_name:
             try:
                 return kind.FromString(packed.value)
             except DecodeError:

@@ -19,6 +19,7 @@ from luthier.v1 import (
     dataset_pb2,
     evaluation_pb2,
     model_pb2,
+    monitoring_pb2,
     operation_pb2,
     prediction_pb2,
     task_pb2,
@@ -189,7 +190,17 @@ def test_values(value: object, text: str) -> None:
     assert output.text(value) == text
 
 
-API = (task_pb2, base_pb2, dataset_pb2, model_pb2, evaluation_pb2, prediction_pb2, batch_prediction_pb2, operation_pb2)
+API = (
+    task_pb2,
+    base_pb2,
+    dataset_pb2,
+    model_pb2,
+    evaluation_pb2,
+    monitoring_pb2,
+    prediction_pb2,
+    batch_prediction_pb2,
+    operation_pb2,
+)
 ROOT = Path(luthier_client.__file__).parent
 OF_THE_SDK = {"close", "upload", "resolve_version", "stream_predict", "wait_operation"}
 """What the command line does by other means, or within others of its commands."""

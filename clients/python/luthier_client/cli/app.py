@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from luthier_client import server
-from luthier_client.cli import bases, catalogue, datasets, evaluate, models, operations, predict, tune
+from luthier_client.cli import bases, catalogue, datasets, drift, evaluate, models, operations, predict, tune
 from luthier_client.cli.session import AddressOption, Globals, JsonOption
 
 app = typer.Typer(
@@ -72,6 +72,7 @@ catalogue.add_to(app)
 bases.add_to(app)
 datasets.add_to(app)
 tune.add_to(app)
+drift.add_to(app)
 operations.add_to(app)
 evaluate.add_to(app)
 models.add_to(app)
