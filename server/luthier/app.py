@@ -20,13 +20,17 @@ from luthier.errors import StoreUnavailable
 from luthier.housekeeping import Housekeeping
 from luthier.inference.lanes import Cores
 from luthier.inference.pool import ModelPool
+from luthier.inference.routing import Router
+from luthier.inference.shadows import Shadows
 from luthier.inference.threads import Threads
 from luthier.journal import Journal
+from luthier.judging import Judge
 from luthier.monitoring import Monitoring
 from luthier.operations import Operations
 from luthier.registry import Registry
 from luthier.replicas import CannotListen, Replicas, check_free
 from luthier.revisions import Revisions
+from luthier.rollouts import Rollouts
 from luthier.services.admission import Admission
 from luthier.services.bases import BaseService
 from luthier.services.batch_predictions import BatchPredictionService
@@ -39,6 +43,7 @@ from luthier.services.monitoring import MonitoringService
 from luthier.services.open_inference import OpenInferenceService
 from luthier.services.operations import LongRunningService, OperationService
 from luthier.services.prediction import PredictionService, typed_handler
+from luthier.services.rollouts import RolloutService
 from luthier.services.tasks import TaskService
 from luthier.settings import Settings
 from luthier.signals import ending
@@ -55,6 +60,7 @@ from luthier.v1 import (
     monitoring_pb2_grpc,
     operation_pb2_grpc,
     prediction_pb2_grpc,
+    rollout_pb2_grpc,
     task_pb2_grpc,
 )
 from luthier.watch import Watch
@@ -96,6 +102,7 @@ class App:
             log.error("plugin failed", plugin=failure.plugin, why=failure.reason)
         self._registry = Registry(self._database)
         self._operations = Operations(self._database)
+        self._rollouts = Rollouts(self._database)
         self._meters = Meters()
         self._tracing = Tracing(settings.traces_endpoint, settings.traces_ratio) if settings.traces_endpoint else None
         self._exposition: Exposition | None = None
@@ -110,11 +117,31 @@ class App:
             device=settings.serve_device,
             most_waiting=settings.most_waiting,
             memory_mb=settings.serve_memory_mb,
+            policies=self._rollouts.policies,
+        )
+        self._journal = Journal(self._database, settings.keep_predictions_days)
+        self._shadows = Shadows(self._predictions)
+        self._router = Router(self._pool, self._journal, self._shadows)
+        self._judge = Judge(
+            self._rollouts,
+            self._journal,
+            self._registry,
+            self._plugins,
+            self._pool.splits,
+            self._router.broken,
+            self._router.broke,
         )
         self._revisions = Revisions(self._database, settings.poll_s, self._pool.refresh)
         self._supervisor = Supervisor(settings, self._operations, self._store)
-        self._housekeeping = Housekeeping(self._registry, self._operations, self._store, settings.keep_operations_days)
-        self._journal = Journal(self._database)
+        self._housekeeping = Housekeeping(
+            self._registry,
+            self._operations,
+            self._store,
+            self._journal,
+            keep_operations_days=settings.keep_operations_days,
+            keep_predictions_days=settings.keep_predictions_days,
+            most_predictions=settings.most_predictions,
+        )
         self._monitoring = Monitoring(self._database, self._registry, self._store, self._plugins, self._journal)
         self._watch = Watch(self._monitoring, settings.drift_interval_s, settings.drift_window_s)
         # Its other form answers by a callback, which no interceptor understands.
@@ -161,11 +188,16 @@ class App:
         )
         operation_pb2_grpc.add_OperationServiceServicer_to_server(OperationService(operations, self._revisions), pooled)
         predicting = PooledServer(server, None, self._streams)
-        prediction_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionService(self._pool), predicting)
-        predicting.add_generic_rpc_handlers([OpenInferenceService(self._pool, self._is_ready).handler()])
+        prediction_pb2_grpc.add_PredictionServiceServicer_to_server(
+            PredictionService(self._router, self._journal, registry, self._plugins), predicting
+        )
+        rollout_pb2_grpc.add_RolloutServiceServicer_to_server(
+            RolloutService(self._rollouts, self._judge, registry, store, self._plugins, self._revisions), pooled
+        )
+        predicting.add_generic_rpc_handlers([OpenInferenceService(self._pool, self._router, self._is_ready).handler()])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, pooled)
         for task in self._plugins.tasks.values():
-            server.add_generic_rpc_handlers([typed_handler(self._pool, task)])
+            server.add_generic_rpc_handlers([typed_handler(self._router, task)])
 
         names = [
             *(f"luthier.v1.{name}Service" for name in _SERVICES),
@@ -195,6 +227,7 @@ class App:
             self._replicas.wait()
         self._revisions.start()
         self._supervisor.start()
+        self._judge.start()
         self._set_health(health_pb2.HealthCheckResponse.SERVING)
         self._housekeeping.start()
         self._watch.start()
@@ -202,6 +235,8 @@ class App:
 
     def _listen(self) -> int:
         """Binds the port and begins to answer."""
+        self._journal.start()
+        self._shadows.start()
         if self._settings.processes > 1:
             check_free(self._settings.listen)
         try:
@@ -227,9 +262,12 @@ class App:
         self._watch.stop()
         self._housekeeping.stop()
         self._supervisor.stop()
+        self._judge.stop()
         self._revisions.stop()
         self._pool.close()
         stopped.wait()
+        self._shadows.stop()
+        self._journal.stop()
         if self._tracing is not None:
             self._tracing.stop()
         if self._exposition is not None:
@@ -255,6 +293,7 @@ class App:
                 "control": Pool.of(self._control),
                 "streams": Pool.of(self._streams),
             },
+            dropped=lambda: {"records": self._journal.dropped, "shadows": self._shadows.dropped},
         )
         try:
             self._exposition = Exposition(self._settings.metrics_listen, sources)
@@ -281,6 +320,7 @@ _SERVICES = (
     "BatchPrediction",
     "Monitoring",
     "Operation",
+    "Rollout",
 )
 
 

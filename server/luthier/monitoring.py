@@ -5,17 +5,17 @@ What the server finds by itself is kept window by window; servers that share a d
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError, Message
 
-from luthier import bundle, drift, names
+from luthier import bundle, drift, feedback, names
 from luthier import database as db
-from luthier.comparison import Labelled, estimate
+from luthier.comparison import estimate
 from luthier.database import Database, insert_or_skip
 from luthier.errors import DataLoss, Unavailable
 from luthier.journal import Journal, Recorded
@@ -137,32 +137,22 @@ class Monitoring:
 
     def _score(self, task: Task, version: ModelVersion, since: float, until: float, into: Drift) -> None:
         """Fills calibration and live score by the labels that came back for predictions of a window."""
-        import pyarrow as pa
-
-        predictions: list[Message] = []
-        truths: list[pa.Table] = []
-        values: list[float] = []
-        callers: list[str] = []
-        for one in self._journal.each(version.name, since, until, MOST_LABELS, with_labels=True):
-            prediction = unpacked(one.prediction, [task.methods[0].prediction])
-            labels = [unpacked(label, [task.example]) for label in one.labels]
-            if prediction is None or one.value is None or not math.isfinite(one.value) or None in labels:
-                continue
-            # Scores need no inputs, and inputs may be large.
-            truths.append(task.truth([label for label in labels if label is not None], None))
-            predictions.append(prediction)
-            values.append(one.value)
-            callers.append(one.caller)
-        if len(values) < LEAST_LABELS:
+        kind = task.methods[0].prediction.DESCRIPTOR.full_name
+        # Scores need no inputs, and inputs may be large.
+        recorded = [
+            replace(one, instance=None)
+            for one in self._journal.each(version.name, since, until, MOST_LABELS, with_labels=True)
+            if one.value is not None and one.prediction.TypeName() == kind
+        ]
+        if len(recorded) < LEAST_LABELS:
             return
         metric = task.primary_metric
-        side = Labelled(values, callers, None if task.averages else _score_of(task, truths, predictions))
-        found = estimate(side)
+        found = estimate(feedback.labelled(task, recorded))
         live = into.live
-        live.num_labels, live.metric, live.metrics[metric] = len(values), metric, found.value
+        live.num_labels, live.metric, live.metrics[metric] = len(recorded), metric, found.value
         live.value, live.low, live.high, live.published = found.value, found.lower, found.upper, version.metrics[metric]
         live.worse = found.lower > live.published if task.lower_is_better else found.upper < live.published
-        examples = pa.concat_tables(truths)
+        examples, predictions = _truths(task, recorded)
         if len(task.rows(examples)) == len(predictions):
             live.metrics.update(task.score(examples, predictions).metrics)
             if calibration := drift.calibration_of(task.confidences(examples, predictions)):
@@ -189,15 +179,13 @@ def unpacked(packed: AnyMessage, kinds: Iterable[type[Message]]) -> Message | No
     return None
 
 
-def _score_of(
-    task: Task, truths: Sequence[pa.Table], predictions: Sequence[Message]
-) -> Callable[[Sequence[int]], float]:
-    """The task's primary metric of some of the predictions, by their places."""
-
+def _truths(task: Task, recorded: Sequence[Recorded]) -> tuple[pa.Table, list[Message]]:
+    """The examples that the labels of predictions stand for, and the predictions."""
     import pyarrow as pa
 
-    def score(places: Sequence[int]) -> float:
-        examples = pa.concat_tables([truths[place] for place in places])
-        return task.score(examples, [predictions[place] for place in places]).metrics[task.primary_metric]
-
-    return score
+    predictions = [task.methods[0].prediction.FromString(one.prediction.value) for one in recorded]
+    truths = [
+        task.truth([task.example.FromString(label.value) for label in one.labels], prediction, None)
+        for one, prediction in zip(recorded, predictions, strict=True)
+    ]
+    return pa.concat_tables(truths), predictions

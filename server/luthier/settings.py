@@ -68,6 +68,12 @@ class Settings(BaseSettings):
     keep_operations_days: float = Field(
         90.0, ge=0, description="Days that operations are kept after their end, with their events; 0: for good."
     )
+    keep_predictions_days: float = Field(
+        30.0, ge=0, description="Days that recorded predictions are kept, with their feedback; 0: for good."
+    )
+    most_predictions: int = Field(
+        1_000_000, ge=0, description="Most recorded predictions that are kept, the newest; 0: no limit."
+    )
     drift_interval_s: float = Field(
         900.0, ge=0, description="Seconds between looks at live predictions for drift; 0: nobody looks by itself."
     )

@@ -288,6 +288,18 @@ class TaskConformance(ABC):
         some = self.task.score(fewer, predictor.predict(self.task.instances(fewer)))
         assert some.metrics.keys() == scores.metrics.keys()
 
+    def test_averages_are_means(self, predictions: list[Message]) -> None:
+        """A primary metric that the task declares a mean is that of each prediction alone, averaged."""
+        if not self.task.averages:
+            return
+        test, metric = self.parts()["test"], self.task.primary_metric
+        pairs = zip(self.task.rows(test), predictions, strict=False)
+        alone = [self.task.score(test.take(rows), [prediction]).metrics[metric] for rows, prediction in pairs]
+        whole = self._score(predictions).metrics[metric]
+        assert _close(sum(alone) / len(alone), whole, 1e-9), (
+            f"{metric} is {whole}, the mean is {sum(alone) / len(alone)}"
+        )
+
     def test_reports_can_show_examples(self, instances: list[Message], predictions: list[Message]) -> None:
         """Each prediction has its rows and a grade, from its rows alone its instance is made, and curves are whole."""
         test = self.parts()["test"]

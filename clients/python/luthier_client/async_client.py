@@ -31,6 +31,8 @@ from luthier.v1 import (
     operation_pb2_grpc,
     prediction_pb2,
     prediction_pb2_grpc,
+    rollout_pb2,
+    rollout_pb2_grpc,
     task_pb2,
     task_pb2_grpc,
 )
@@ -38,7 +40,7 @@ from luthier.v1.prediction_pb2 import PredictResponse
 from luthier_client import channels, names, requests, transfer
 from luthier_client.errors import Unavailable, translated
 from luthier_client.operation import AsyncOperation
-from luthier_client.requests import Files, Instance, PathLike, Predictions, Rendered
+from luthier_client.requests import Files, Instance, Metadata, PathLike, Predictions, Rendered
 from luthier_client.schema import Schema
 
 R = TypeVar("R")
@@ -75,6 +77,7 @@ class AsyncClient:
         self._monitoring = monitoring_pb2_grpc.MonitoringServiceStub(self.channel)
         self._operations = operations_pb2_grpc.OperationsStub(self.channel)
         self._predictions = prediction_pb2_grpc.PredictionServiceStub(self.channel)
+        self._rollouts = rollout_pb2_grpc.RolloutServiceStub(self.channel)
         self._tasks = task_pb2_grpc.TaskServiceStub(self.channel)
         self.operation_stub = operation_pb2_grpc.OperationServiceStub(self.channel)
 
@@ -371,9 +374,13 @@ class AsyncClient:
             self._models.DeleteModelVersion, model_pb2.DeleteModelVersionRequest(name=names.model(version))
         )
 
-    async def set_alias(self, model: str, alias: str, version: int) -> model_pb2.Alias:
+    async def set_alias(
+        self, model: str, alias: str, version: int, recording: model_pb2.Recording | None = None
+    ) -> model_pb2.Alias:
         """Points an alias of a model at a version: promotes, or rolls back."""
-        request = model_pb2.SetAliasRequest(name=names.alias(model, alias), model_version=names.version(model, version))
+        request = model_pb2.SetAliasRequest(
+            name=names.alias(model, alias), model_version=names.version(model, version), recording=recording
+        )
         return await self._call(self._models.SetAlias, request)
 
     async def delete_alias(self, model: str, alias: str) -> None:
@@ -453,6 +460,56 @@ class AsyncClient:
                 file.write(message.chunk)
         return Path(path)
 
+    # Rollouts.
+
+    async def start_rollout(
+        self,
+        model: str,
+        candidate: int | None,
+        *,
+        percent: float = 0.0,
+        shadows: Sequence[int] = (),
+        rule: rollout_pb2.RolloutRule | None = None,
+        recording: model_pb2.Recording | None = None,
+    ) -> rollout_pb2.Rollout:
+        """Tries a version beside the one that `beer` or `beer@alias` names: it answers so many percent of the calls.
+
+        Feedback decides, by `rule`; see `record_feedback`. Shadows predict for the same calls without being heard.
+        """
+        request = requests.start_rollout(model, candidate, percent, shadows, rule, recording)
+        return await self._call(self._rollouts.StartRollout, request)
+
+    async def get_rollout(self, rollout: str) -> rollout_pb2.Rollout:
+        """A rollout with the figures of both sides."""
+        request = rollout_pb2.GetRolloutRequest(name=names.resource("rollouts", rollout))
+        return await self._call(self._rollouts.GetRollout, request)
+
+    def list_rollouts(self, model: str = "") -> AsyncIterator[rollout_pb2.Rollout]:
+        """Rollouts, newest first, without figures: all, or those of a model."""
+        request = rollout_pb2.ListRolloutsRequest(model=names.parent(model) if model else "")
+        return self._pages(self._rollouts.ListRollouts, request, "rollouts")
+
+    async def update_rollout(
+        self, rollout: str, *, percent: float | None = None, paused: bool | None = None
+    ) -> rollout_pb2.Rollout:
+        """Changes the candidate's share of the calls, pauses a rollout, or has it go on."""
+        name = names.resource("rollouts", rollout)
+        request = rollout_pb2.UpdateRolloutRequest(name=name, percent=percent, paused=paused)
+        return await self._call(self._rollouts.UpdateRollout, request)
+
+    async def stop_rollout(self, rollout: str, *, promote: bool, reason: str = "") -> rollout_pb2.Rollout:
+        """Ends a rollout: the alias goes to the candidate, or stays where it is."""
+        request = requests.stop_rollout(rollout, promote=promote, reason=reason)
+        return await self._call(self._rollouts.StopRollout, request)
+
+    async def watch_rollout(self, rollout: str, after: int = 0) -> AsyncIterator[rollout_pb2.RolloutEvent]:
+        """The events of a rollout behind a sequence number, as they come, until it is over."""
+        name = names.resource("rollouts", rollout)
+        with translated():
+            request = rollout_pb2.WatchRolloutRequest(name=name, after_sequence=after)
+            async for event in self._rollouts.WatchRollout(request):
+                yield event
+
     # Operations.
 
     async def get_operation(self, operation: str) -> AsyncOperation[Any]:
@@ -495,17 +552,28 @@ class AsyncClient:
     # Predictions.
 
     async def predict(
-        self, model: str, instances: Sequence[Instance], *, method: str = "", timeout: float | None = None
+        self,
+        model: str,
+        instances: Sequence[Instance],
+        *,
+        method: str = "",
+        timeout: float | None = None,
+        key: str = "",
+        record: str = "",
     ) -> Predictions:
         """Predicts for instances: messages of an instance type of the model's task, or their fields.
 
-        Fields alone are taken for those of `method`, the task's first one where it is empty.
+        Fields alone are taken for those of `method`, the task's first one where it is empty. `key` says whom the call
+        is for: it stays with one side of a rollout. `record` is `off` where nothing may be kept of the call, or
+        `predictions` where its inputs may not.
         """
         task_method = await self._method(model, method) if requests.needs_method(instances) else None
         if task_method:
             await self._learn([task_method.instance_type])
         request = requests.predict(model, instances, task_method, self.schema)
-        return await self._predictions_of(await self._call(self._predictions.Predict, request, timeout))
+        return await self._predictions_of(
+            await self._call(self._predictions.Predict, request, timeout, requests.metadata(key, record))
+        )
 
     async def stream_predict(self, model: str, batches: AsyncIterable[Sequence[Message]]) -> AsyncIterator[Predictions]:
         """Predicts for each batch of messages, in order, over one stream."""
@@ -525,7 +593,23 @@ class AsyncClient:
         response: prediction_pb2.RenderResponse = await self._call(self._predictions.Render, request, timeout)
         await self._learn([response.prediction.TypeName()])
         prediction = self.schema.unpack(response.prediction)
-        return Rendered(prediction, response.model_version, response.picture, response.media_type)
+        return Rendered(
+            prediction, response.model_version, response.picture, response.media_type, response.prediction_id
+        )
+
+    async def record_feedback(
+        self, model: str, prediction_id: str, labels: Sequence[Instance], *, index: int = 0
+    ) -> prediction_pb2.RecordFeedbackResponse:
+        """Says what was true for a prediction: `prediction_id` is that of the answer, `index` the instance's place.
+
+        `labels` are messages of the task's example type, or their fields, without the inputs.
+        """
+        example = ""
+        if requests.needs_method(labels):
+            example = (await self.get_task((await self.get_model(model)).task)).example_type
+            await self._learn([example])
+        request = requests.record_feedback(prediction_id, index, labels, example, self.schema)
+        return await self._call(self._predictions.RecordFeedback, request)
 
     async def _method(self, model: str, name: str) -> task_pb2.TaskMethod:
         return requests.find_method(await self.get_task((await self.get_model(model)).task), name)
@@ -539,9 +623,15 @@ class AsyncClient:
         for name in {name for name in full_names if name and not self.schema.knows(name)}:
             await asyncio.to_thread(self.schema.message_class, name)
 
-    async def _call(self, method: Callable[..., Awaitable[R]], request: Message, timeout: float | None = None) -> R:
+    async def _call(
+        self,
+        method: Callable[..., Awaitable[R]],
+        request: Message,
+        timeout: float | None = None,
+        metadata: Metadata = (),
+    ) -> R:
         with translated():
-            return await method(request, timeout=self.timeout if timeout is None else timeout)
+            return await method(request, timeout=self.timeout if timeout is None else timeout, metadata=metadata)
 
     async def _pages(self, method: Callable[..., Any], request: Any, field: str) -> AsyncIterator[Any]:
         """The entries of all pages."""

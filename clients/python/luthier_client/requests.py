@@ -25,9 +25,10 @@ from luthier.v1.dataset_pb2 import (
     UploadHeader,
 )
 from luthier.v1.evaluation_pb2 import EvaluateRequest
-from luthier.v1.model_pb2 import FineTuneFromFeedbackRequest, FineTuneRequest, Model, Quantization
+from luthier.v1.model_pb2 import FineTuneFromFeedbackRequest, FineTuneRequest, Model, Quantization, Recording
 from luthier.v1.monitoring_pb2 import GetDriftRequest
-from luthier.v1.prediction_pb2 import PredictRequest, PredictResponse, RenderRequest
+from luthier.v1.prediction_pb2 import PredictRequest, PredictResponse, RecordFeedbackRequest, RenderRequest
+from luthier.v1.rollout_pb2 import RolloutRule, StartRolloutRequest, StopRolloutRequest
 from luthier.v1.task_pb2 import Task, TaskMethod
 from luthier_client import names
 from luthier_client.errors import InvalidArgument, NotFound
@@ -40,12 +41,18 @@ Instance = Message | Mapping[str, Any]
 """A message of an instance type of the model's task, or its fields."""
 
 
+Metadata = Sequence[tuple[str, str]]
+"""What goes along with a call."""
+
+
 class Predictions(list[Any]):
-    """One prediction for each instance, in order, and the name of the model version that made them."""
+    """One prediction for each instance, in order; the name of the model version that made them, and what to name them
+    by in feedback."""
 
     def __init__(self, response: PredictResponse, schema: Schema) -> None:
         super().__init__(schema.unpack(prediction) for prediction in response.predictions)
         self.model_version = response.model_version
+        self.prediction_id = response.prediction_id
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,8 @@ class Rendered:
     picture: bytes
     media_type: str
     """`image/png` or `image/svg+xml`."""
+    prediction_id: str
+    """Names the prediction in feedback."""
 
 
 def drift(model: str, window: timedelta, end: datetime | None) -> GetDriftRequest:
@@ -229,6 +238,44 @@ def render(model: str, instance: Instance, method: TaskMethod | None, schema: Sc
     """The request for a drawn prediction."""
     packed = schema.pack(instance, method.instance_type if method else "", "instance")
     return RenderRequest(model=model, instance=packed)
+
+
+def metadata(key: str, record: str) -> Metadata:
+    """What a call says of itself to rollouts and the journal."""
+    return [(name, value) for name, value in (("luthier-key", key), ("luthier-record", record)) if value]
+
+
+def start_rollout(
+    model: str,
+    candidate: int | None,
+    percent: float,
+    shadows: Sequence[int],
+    rule: RolloutRule | None,
+    recording: Recording | None,
+) -> StartRolloutRequest:
+    """The request for a rollout; a bare model stands for its alias `production`."""
+    return StartRolloutRequest(
+        alias=names.model(model if "@" in model or "/aliases/" in model else f"{model}@{names.PRODUCTION}"),
+        candidate=names.version(model, candidate) if candidate is not None else "",
+        percent=percent,
+        shadows=[names.version(model, number) for number in shadows],
+        rule=rule,
+        recording=recording,
+    )
+
+
+def stop_rollout(rollout: str, *, promote: bool, reason: str) -> StopRolloutRequest:
+    """The request for a rollout's end."""
+    outcome = StopRolloutRequest.OUTCOME_PROMOTE if promote else StopRolloutRequest.OUTCOME_ROLL_BACK
+    return StopRolloutRequest(name=names.resource("rollouts", rollout), outcome=outcome, reason=reason)
+
+
+def record_feedback(
+    prediction_id: str, index: int, labels: Sequence[Instance], example_type: str, schema: Schema
+) -> RecordFeedbackRequest:
+    """The request that says what was true; labels given by their fields become messages of the example type."""
+    packed = [schema.pack(label, example_type, f"labels[{i}]") for i, label in enumerate(labels)]
+    return RecordFeedbackRequest(prediction_id=prediction_id, index=index, labels=packed)
 
 
 def needs_method(instances: Sequence[Instance]) -> bool:

@@ -77,8 +77,8 @@ aliases = sa.Table(
     sa.Column("model", sa.String, primary_key=True),
     sa.Column("alias", sa.String, primary_key=True),
     sa.Column("number", sa.Integer, nullable=False),
-    # A serialised luthier.v1.Recording.
-    sa.Column("recording", sa.LargeBinary, nullable=False, server_default=""),
+    # A serialised luthier.v1.Recording; NULL: nothing is kept.
+    sa.Column("recording", sa.LargeBinary),
     sa.ForeignKeyConstraint(["model", "number"], ["model_versions.model", "model_versions.number"], ondelete="CASCADE"),
 )
 
@@ -207,7 +207,15 @@ predictions = sa.Table(
     sa.Column("labels", sa.LargeBinary),
     sa.Column("value", sa.Double),
     sa.Index("predictions_by_version", "version", "create_time"),
-    sa.Index("predictions_by_rollout", "rollout", "version", "create_time"),
+    # Few of many have labels.
+    sa.Index(
+        "predictions_with_labels",
+        "rollout",
+        "version",
+        "create_time",
+        sqlite_where=sa.text("labels IS NOT NULL"),
+        postgresql_where=sa.text("labels IS NOT NULL"),
+    ),
 )
 
 drift_windows = sa.Table(

@@ -28,7 +28,7 @@ log = structlog.get_logger()
 
 CHANGES = re.compile(
     r"/(luthier\.v1|google\.longrunning|inference)\.\w+/"
-    r"(Create|Delete|Set|Upload|Pull|Import|FineTune|Evaluate|BatchPredict|Cancel|Pause|Resume|RepositoryModel)\w*"
+    r"(Create|Delete|Set|Upload|Pull|Import|FineTune|Evaluate|BatchPredict|Cancel|Pause|Resume|RepositoryModel|StartRollout|UpdateRollout|StopRollout)\w*"
 )
 """Methods that change something. Each call of theirs is a line in the log, and is answered with its request id."""
 

@@ -15,6 +15,7 @@ from luthier.errors import FailedPrecondition, InvalidArgument, NotFound
 from luthier.operations import Operations
 from luthier.plugins import Plugins
 from luthier.registry import Leftovers, Registry
+from luthier.rollouts import check_recording
 from luthier.store import Store
 from luthier.task import Task
 from luthier.v1 import model_pb2, model_pb2_grpc
@@ -137,7 +138,10 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         if version.task not in self._plugins.loaded:
             raise FailedPrecondition(f"the plugin of its task {version.task} is not installed")
         bundle.verify(self._store.bring(self._store.bundle(version.digest)), version.digest)
-        return self._registry.set_alias(model, alias, int(number))
+        recording = request.recording if request.HasField("recording") else None
+        if recording is not None:
+            check_recording(recording)
+        return self._registry.set_alias(model, alias, int(number), recording)
 
     def DeleteAlias(self, request: model_pb2.DeleteAliasRequest, context: grpc.ServicerContext) -> Empty:
         """Removes an alias."""

@@ -40,6 +40,8 @@ class Sources:
     """The number of operations by state; raises Unavailable where the database does not answer."""
     models_loaded: Callable[[], int]
     pools: Mapping[str, Pool]
+    dropped: Callable[[], Mapping[str, int]]
+    """What was given up because too much waited, by what it was."""
     drift: Callable[[], Sequence[tuple[str, int, Drift]]]
     """Model, version and newest window of each version that an alias names; raises Unavailable likewise."""
 
@@ -75,6 +77,10 @@ class _Luthier(Collector):
         yield from _calls(self._sources.meters)
         yield from _predictions(self._sources.meters)
         yield from _pools(self._sources.pools)
+        dropped = CounterMetricFamily("luthier_dropped", "What was given up because too much waited", labels=["what"])
+        for what, count in self._sources.dropped().items():
+            dropped.add_metric([what], count)
+        yield dropped
         loaded = self._sources.models_loaded()
         yield GaugeMetricFamily("luthier_models_loaded", "Model versions in memory", value=loaded)
         try:

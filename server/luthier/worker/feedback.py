@@ -144,12 +144,13 @@ def _collect(
 
 def _examples(task: Task, one: Recorded) -> list[dict[str, object]] | None:
     """The examples that a prediction and its labels make; None where something that an example needs is missing."""
-    instance = unpacked(one.instance, [method.instance for method in task.methods]) if one.instance else None
+    instance = unpacked(one.instance, [task.methods[0].instance]) if one.instance else None
+    prediction = unpacked(one.prediction, [task.methods[0].prediction])
     labels = [unpacked(label, [task.example]) for label in one.labels]
     known = [label for label in labels if label is not None]
-    if instance is None or not known or len(known) < len(labels):
+    if instance is None or prediction is None or not known or len(known) < len(labels):
         return None
-    rows: list[dict[str, object]] = task.truth(known, instance).to_pylist()
+    rows: list[dict[str, object]] = task.truth(known, prediction, instance).to_pylist()
     inputs = {field.name for field in instance.DESCRIPTOR.fields}
     needed = [f.name for f in fields.of(task.example) if fields.help_of(f).required and f.name in inputs]
     return rows if all(row[name] for row in rows for name in needed) else None

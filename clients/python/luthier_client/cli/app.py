@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from luthier_client import server
-from luthier_client.cli import bases, catalogue, datasets, drift, evaluate, models, operations, predict, tune
+from luthier_client.cli import bases, catalogue, datasets, drift, evaluate, models, operations, predict, rollouts, tune
 from luthier_client.cli.session import AddressOption, Globals, JsonOption
 
 app = typer.Typer(
@@ -77,3 +77,4 @@ operations.add_to(app)
 evaluate.add_to(app)
 models.add_to(app)
 predict.add_to(app)
+rollouts.add_to(app)

@@ -11,7 +11,7 @@ down_revision = "0003"
 
 
 def upgrade() -> None:
-    op.add_column("aliases", sa.Column("recording", sa.LargeBinary, nullable=False, server_default=""))
+    op.add_column("aliases", sa.Column("recording", sa.LargeBinary))
     op.create_table(
         "rollouts",
         sa.Column("id", sa.String, primary_key=True),
@@ -54,7 +54,13 @@ def upgrade() -> None:
         sa.Column("value", sa.Double),
     )
     op.create_index("predictions_by_version", "predictions", ["version", "create_time"])
-    op.create_index("predictions_by_rollout", "predictions", ["rollout", "version", "create_time"])
+    op.create_index(
+        "predictions_with_labels",
+        "predictions",
+        ["rollout", "version", "create_time"],
+        sqlite_where=sa.text("labels IS NOT NULL"),
+        postgresql_where=sa.text("labels IS NOT NULL"),
+    )
 
 
 def downgrade() -> None:
