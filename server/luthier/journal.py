@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -33,6 +33,8 @@ MOST_WAITING = 4096
 MOST_BYTES = 64 * 2**20
 """Bytes of inputs among them."""
 _BATCH = 500
+_PAGE = 32
+"""Predictions with their inputs that are held at once where many are looked at."""
 _WARNED_S = 60.0
 
 
@@ -199,6 +201,28 @@ class Journal:
             table.c.version == version, table.c.create_time >= since, table.c.create_time < until
         )
         return self._read(query.order_by(table.c.create_time.desc(), table.c.id, table.c.index).limit(limit))
+
+    def each(
+        self, version: str, since: float, until: float, limit: int, *, with_labels: bool = False
+    ) -> Iterator[Recorded]:
+        """The same one after the other, few in memory at a time; or only those `with_labels`."""
+        table = db.predictions
+        query = sa.select(table.c.id, table.c.index).where(
+            table.c.version == version, table.c.create_time >= since, table.c.create_time < until
+        )
+        if with_labels:
+            query = query.where(table.c.labels.is_not(None))
+        with self._database.read() as connection:
+            keys = connection.execute(
+                query.order_by(table.c.create_time.desc(), table.c.id, table.c.index).limit(limit)
+            ).all()
+        for first in range(0, len(keys), _PAGE):
+            page = sa.tuple_(table.c.id, table.c.index).in_([tuple(key) for key in keys[first : first + _PAGE]])
+            yield from self._read(
+                sa.select(table)
+                .where(table.c.version == version, page)
+                .order_by(table.c.create_time.desc(), table.c.id, table.c.index)
+            )
 
     def labelled(self, rollout: str, version: str, limit: int) -> list[Recorded]:
         """Predictions of a version in a rollout that have feedback: the newest, newest first."""
