@@ -2,9 +2,9 @@
 
     python benchmarks/tls.py [--cases mlp,recommendation,float] [--ways open,tls,tokens] [--turns 9] [--seconds 2]
 
-All three serve the same models and take turns, with 8 calls in flight by the client of `benchmarks/serving`, whose models
-these are too; the first run publishes them. Ends with status 1 where the median of a way's throughput, in that of the
-open server in the same turn, is more than 15 % below it.
+All three serve the same models and take turns, with 8 calls in flight by the client of `benchmarks/serving`, whose
+models these are too; the first run publishes them. Ends with status 1 where a way's throughput is more than 15 % below
+the open server's, by the median of all turns.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import argparse
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,8 +24,9 @@ import grpc  # noqa: E402 -- after the path
 import publishing  # noqa: E402
 import servers  # noqa: E402
 from cases import CASES, Case, Questions  # noqa: E402
-from certificates import Authority  # noqa: E402
 from client import Channel, Load  # noqa: E402
+
+from certificates import Authority  # noqa: E402
 
 LIMIT = 0.85
 """Least throughput, in the open server's."""

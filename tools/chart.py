@@ -39,6 +39,8 @@ OWN = {
     "drain_s",
     "metrics_listen",
     "health_listen",
+    "http_listen",
+    "http_origins",
     "processes",
 }
 """Settings that the chart makes of values of its own. Of processes a pod has one: more pods do the same."""
@@ -67,6 +69,7 @@ BOUNDS: dict[str, dict[str, Any]] = {
     "networkPolicy.callers": {"items": {"type": "object"}},
     "networkPolicy.scrapers": {"items": {"type": "object"}},
     "networkPolicy.egressPorts": {"items": {"type": "integer", "minimum": 1, "maximum": 65535}},
+    "http.origins": {"items": {"type": "string"}},
     "imagePullSecrets": {"items": {"type": "object", "required": ["name"]}},
     "worker.replicas": {"minimum": 1},
     "worker.cpu": {"type": ["string", "number"]},

@@ -58,6 +58,12 @@ SETS: dict[str, dict[str, Any]] = {
     "kept": {**SEVERAL, "insecure": True, "replicas": 3, "settings": {"poll_s": 0.2, "serve_device": "cuda"}},
 }
 """The sets that the repository ships, and more."""
+if "http_listen" in Settings.model_fields:
+    SETS["http"] = {
+        **TLS,
+        "metrics": {"enabled": False},
+        "http": {"enabled": True, "origins": ["https://shop.example"]},
+    }
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +142,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"insecure": True, **TLS, "tokens": {"enabled": True, "jwt": {"keys": "https://id.example.com/keys"}}},
         "audience",
     ),
+    ({"insecure": True, "http": {"origins": ["*"]}}, "http.enabled=true"),
     ({"insecure": True, "replica": 2}, "additional properties 'replica' not allowed"),
     ({"insecure": True, "settings": {"most_wating": 2}}, "additional properties 'most_wating' not allowed"),
     ({"insecure": True, "settings": {"listen": "127.0.0.1:1"}}, "additional properties 'listen' not allowed"),
@@ -181,7 +188,8 @@ def test_ports_and_probes_are_those_that_the_server_opens(manifests: list[Manife
     _, container = server(manifests)
     variables = environment(manifests, container)
     opened = {port["name"]: port["containerPort"] for port in container["ports"]}
-    names = {"grpc": "LUTHIER_LISTEN", "health": "LUTHIER_HEALTH_LISTEN", "metrics": "LUTHIER_METRICS_LISTEN"}
+    names = {name: f"LUTHIER_{name.upper()}_LISTEN" for name in ("health", "http", "metrics")}
+    names["grpc"] = "LUTHIER_LISTEN"
     assert opened == {
         name: int(variables[variable].rpartition(":")[2]) for name, variable in names.items() if variable in variables
     }

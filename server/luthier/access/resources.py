@@ -19,6 +19,10 @@ from luthier.v1.operation_pb2 import OperationMetadata
 _STARTED_BY: Mapping[int, tuple[type[Message], str]] = {
     OperationMetadata.KIND_CREATE_DATASET: (dataset_pb2.CreateDatasetRequest, "DatasetService/CreateDataset"),
     OperationMetadata.KIND_FINE_TUNE: (model_pb2.FineTuneRequest, "ModelService/FineTune"),
+    OperationMetadata.KIND_FINE_TUNE_FROM_FEEDBACK: (
+        model_pb2.FineTuneFromFeedbackRequest,
+        "ModelService/FineTuneFromFeedback",
+    ),
     OperationMetadata.KIND_EVALUATE: (evaluation_pb2.EvaluateRequest, "EvaluationService/Evaluate"),
     OperationMetadata.KIND_PULL_BASE: (base_pb2.PullBaseRequest, "BaseService/PullBase"),
     OperationMetadata.KIND_IMPORT_BASE: (base_pb2.ImportBaseRequest, "BaseService/ImportBase"),

@@ -74,7 +74,8 @@ class _Method:
         """Who calls, and by which rule; raises Unauthenticated, PermissionDenied."""
         call = current.get()
         assert call is not None
-        credentials = Credentials(call.metadata(), context.peer(), _certificate(context))
+        certificate = context.auth_context() if self.guards.gate.asks_plugins else {}
+        credentials = Credentials(call.metadata(), context.peer(), certificate)
         try:
             principal = self.guards.gate.principal(credentials)
             call.principal = principal.name
@@ -213,7 +214,3 @@ def _name(message: Any) -> str:
     """The resource that a message is or names, in short or whole; empty where it has no name."""
     name = getattr(message, "name", "")
     return name if isinstance(name, str) else ""
-
-
-def _certificate(context: grpc.ServicerContext) -> dict[str, Any]:
-    return dict(context.auth_context() or {})

@@ -13,8 +13,13 @@ from luthier_client.cli import (
     bases,
     catalogue,
     datasets,
+<<<<<<< HEAD
     evaluate,
     health,
+=======
+    drift,
+    evaluate,
+>>>>>>> main
     models,
     operations,
     predict,
@@ -97,6 +102,7 @@ catalogue.add_to(app)
 bases.add_to(app)
 datasets.add_to(app)
 tune.add_to(app)
+drift.add_to(app)
 operations.add_to(app)
 evaluate.add_to(app)
 models.add_to(app)

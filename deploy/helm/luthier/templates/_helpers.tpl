@@ -41,6 +41,9 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- if and .Values.tokens.jwt.keys (not .Values.tokens.jwt.audience) -}}
 {{- fail "tokens.jwt.keys needs tokens.jwt.audience: a token that is for another service must not be taken" -}}
 {{- end -}}
+{{- if and .Values.http.origins (not .Values.http.enabled) -}}
+{{- fail "http.origins would not be heeded: set http.enabled=true" -}}
+{{- end -}}
 {{- if and .Values.autoscaling.enabled (not .Values.metrics.enabled) -}}
 {{- fail "autoscaling goes by the length of the queue, which is a metric: set metrics.enabled=true" -}}
 {{- end -}}
