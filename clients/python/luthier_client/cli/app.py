@@ -13,13 +13,9 @@ from luthier_client.cli import (
     bases,
     catalogue,
     datasets,
-<<<<<<< HEAD
-    evaluate,
-    health,
-=======
     drift,
     evaluate,
->>>>>>> main
+    health,
     models,
     operations,
     predict,
