@@ -110,7 +110,7 @@ class _Entered:
         self._credentials = credentials
         self._principal = principal
         self._rule = rule
-        self._row: int | None = None
+        self._row: str | None = None
         self._resource = ""
 
     def begin(self, request: Any) -> Any:
