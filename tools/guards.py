@@ -304,7 +304,7 @@ GUARDS = [
         "tests/e2e/test_access.py::test_nobody_comes_in_without_a_token",
         "luthier/access/gate.py",
         "        if not token:\n            raise Unauth",
-        '        if not token:\n            return Principal("", Role.ADMIN)\n            raise Unauth',
+        '        if not token:\n            return Principal("", 4)\n            raise Unauth',
     ),
     Guard(
         "access: a token without signature is none",
