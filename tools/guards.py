@@ -442,15 +442,14 @@ GUARDS = [
         "tests/e2e/test_access.py::test_nobody_comes_in_without_a_token",
         "luthier/access/gate.py",
         "        if not token:\n            raise Unauth",
-        '        if not token:\n            return Principal("", Role.ADMIN)\n            raise Unauth',
+        '        if not token:\n            return Principal("", 4)\n            raise Unauth',
     ),
     Guard(
         "access: a token without signature is none",
         "tests/e2e/test_access.py::test_a_token_that_is_not_to_be_believed[alg none]",
         "luthier/access/jwt_tokens.py",
-        "                key.key,\n                algorithms=list(key.algorithms),\n",
-        '                "" if header["alg"] == "none" else key.key,\n'
-        '                algorithms=[*key.algorithms, "none"],\n',
+        'options={"require": ["exp", "aud", "sub"]},',
+        'options={"require": ["exp", "aud", "sub"], "verify_signature": header["alg"] != "none"},',
     ),
     Guard(
         "access: a token is for one audience",
@@ -534,7 +533,7 @@ GUARDS = [
         "tests/unit/test_access.py::test_a_call_is_written_down_before_its_work_begins",
         "luthier/access/audit.py",
         "        return self._add(principal, method, resource, STARTED, request_id, peer)\n",
-        "        return 0\n",
+        "        return str()\n",
     ),
     Guard(
         "rollouts: a caller stays with its side",

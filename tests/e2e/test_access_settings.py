@@ -198,10 +198,9 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         listed = run("tokens", "list")
         assert "shop-*" in listed
         assert "valid until" in listed
-        id = access_pb2_grpc.TokenServiceStub(holding(server.channel, secret)).ListTokens(
-            access_pb2.ListTokensRequest()
-        )
-        run("tokens", "revoke", id.tokens[0].name)
+        stub = access_pb2_grpc.TokenServiceStub(holding(server.channel, secret))
+        newest, _ = stub.ListTokens(access_pb2.ListTokensRequest()).tokens
+        run("tokens", "revoke", newest.name)
         assert "revoked" in run("tokens", "list")
         audited = run("--json", "audit", "--method", "RevokeToken", "--since", "1h")
         assert '"principal": "admin"' in audited
