@@ -1,4 +1,4 @@
-"""`python -m luthier.replica SETTINGS`: one more server process on the port of the one that started it."""
+"""`python -m luthier.replica`: one more server process on the port of the one that started it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ def main() -> int:
     """Serves until SIGTERM, or until standard input ends, since then the process that held it has gone."""
     gc.disable()
     from luthier import app, logs
-    from luthier.settings import Settings
+    from luthier.settings import taken
 
     logs.configure()
     threading.Thread(target=_end_with_input, daemon=True).start()
-    return app.run(Settings.model_validate_json(sys.argv[1]), shares_port=True)
+    return app.run(taken(), shares_port=True)
 
 
 def _end_with_input() -> None:

@@ -9,7 +9,7 @@ import threading
 
 import structlog
 
-from luthier.settings import Settings
+from luthier.settings import Settings, handed
 
 log = structlog.get_logger()
 
@@ -82,11 +82,12 @@ class Replicas:
         metrics = f"{host}:{int(port) + place + 1 if int(port) else 0}" if port else ""
         settings = self._settings.model_copy(update={"metrics_listen": metrics})
         return subprocess.Popen(
-            [sys.executable, "-m", "luthier.replica", settings.model_dump_json()],
+            [sys.executable, "-m", "luthier.replica"],
             # It ends when this is closed, which also the kernel does.
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
+            env=handed(settings),
         )
 
     def _watch(self) -> None:

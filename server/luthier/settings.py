@@ -178,6 +178,19 @@ def from_flags(program: str, arguments: list[str]) -> Settings:
     return CliApp.run(OF_PROGRAMS[program], cli_args=arguments, **given)
 
 
+_HANDED = "LUTHIER_HANDED_SETTINGS"
+
+
+def handed(settings: Settings) -> dict[str, str]:
+    """The environment for a process that is to have the same settings. Arguments would show them to all of the machine."""
+    return {**os.environ, _HANDED: settings.model_dump_json()}
+
+
+def taken() -> Settings:
+    """The settings that this process was handed. Those that it starts in turn do not find them."""
+    return Settings.model_validate_json(os.environ.pop(_HANDED))
+
+
 def _is_loopback(host: str) -> bool:
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback

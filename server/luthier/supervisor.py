@@ -12,7 +12,7 @@ import sqlalchemy as sa
 import structlog
 
 from luthier.operations import Claim, Kind, Operations
-from luthier.settings import Settings
+from luthier.settings import Settings, handed
 from luthier.store import Store
 from luthier.v1.operation_pb2 import OperationMetadata
 
@@ -82,7 +82,6 @@ class Supervisor:
 
     def _spawn(self, claim: Claim) -> subprocess.Popen[bytes]:
         arguments = [
-            self._settings.model_dump_json(),
             claim.operation,
             str(claim.attempt),
             OperationMetadata.Kind.Name(claim.kind),
@@ -95,6 +94,7 @@ class Supervisor:
             stdin=subprocess.DEVNULL,
             stdout=2,
             start_new_session=True,
+            env=handed(self._settings),
         )
 
     def _reap(self) -> None:

@@ -14,7 +14,7 @@ from luthier.database import Database
 from luthier.errors import StoreUnavailable
 from luthier.operations import Claim, LeaseLost, Operations
 from luthier.registry import Registry
-from luthier.settings import Settings
+from luthier.settings import taken
 from luthier.store import Store
 from luthier.v1.operation_pb2 import OperationMetadata
 from luthier.worker import batch_predict, create_dataset, evaluate, fine_tune, import_base, process, pull_base
@@ -33,13 +33,13 @@ WORK = {
 }
 
 
-def main(settings_json: str, operation: str, attempt: str, kind: str, parent: str) -> int:
+def main(operation: str, attempt: str, kind: str, parent: str) -> int:
     """Does the work and ends the operation. Exit status 0 means that it has ended, well or not."""
     process.die_with_parent(int(parent))
     # Whoever predicts comes first.
     os.nice(5)
     logs.configure(operation=operation)
-    settings = Settings.model_validate_json(settings_json)
+    settings = taken()
     database = Database(settings.database)
     operations = Operations(database)
     claim = Claim(operation, int(attempt), OperationMetadata.Kind.Value(kind))
