@@ -154,9 +154,7 @@ class App:
         predicting = PooledServer(server, None, self._streams)
         prediction_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionService(self._pool), predicting)
         predicting.add_generic_rpc_handlers([OpenInferenceService(self._pool, self._is_ready).handler()])
-        health_pb2_grpc.add_HealthServicer_to_server(
-            self._health, PooledServer(server, self._checks, self._streams)
-        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, PooledServer(server, self._checks, self._streams))
         for task in self._plugins.tasks.values():
             server.add_generic_rpc_handlers([typed_handler(self._pool, task)])
 

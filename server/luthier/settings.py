@@ -182,7 +182,7 @@ _HANDED = "LUTHIER_HANDED_SETTINGS"
 
 
 def handed(settings: Settings) -> dict[str, str]:
-    """The environment for a process that is to have the same settings. Arguments would show them to all of the machine."""
+    """The environment for a process that is to have the same settings. All of a machine see what arguments say."""
     return {**os.environ, _HANDED: settings.model_dump_json()}
 
 

@@ -2,8 +2,9 @@
 
     python fuzzer.py ADDRESS SEED SECONDS A_SECOND WORDS METHODS
 
-WORDS is JSON: good values by the names of fields. METHODS is what the names of methods have to match. Prints JSON: what was sent, what of it can be parsed, what of it a
-handler answered, and each answer that nothing explains, with the bytes that it was given for.
+WORDS is JSON: good values by the names of fields. METHODS is what the names of methods have to match. Prints JSON: what
+was sent, what of it can be parsed, what of it a handler answered, and each answer that nothing explains, with the bytes
+that it was given for.
 """
 
 from __future__ import annotations
@@ -70,9 +71,7 @@ class Counts:
                 self.unexplained.append({**shown, "request": messages[-1][:400].hex()})
 
 
-def main(
-    address: str, seed: int, seconds: float, a_second: float, words: dict[str, list[str]], pattern: str
-) -> Counts:
+def main(address: str, seed: int, seconds: float, a_second: float, words: dict[str, list[str]], pattern: str) -> Counts:
     """Sends until the time is over and all answers are there."""
     random = Random(seed)
     channels = [grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) for _ in range(4)]
@@ -250,5 +249,7 @@ def _raw(random: Random, datatype: str, count: int) -> bytes:
 
 
 if __name__ == "__main__":
-    counted = main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4]), json.loads(sys.argv[5]), sys.argv[6])
+    counted = main(
+        sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4]), json.loads(sys.argv[5]), sys.argv[6]
+    )
     json.dump({name: value for name, value in vars(counted).items() if name != "lock"}, sys.stdout)

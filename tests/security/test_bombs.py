@@ -61,7 +61,13 @@ def jpeg(width: int, height: int) -> bytes:
 def webp(width: int, height: int) -> bytes:
     """An extended one, whose canvas says that it is as large."""
     inner = saved("WEBP", lossless=True)[12:]
-    head = b"VP8X" + struct.pack("<I", 10) + b"\0" * 4 + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    head = (
+        b"VP8X"
+        + struct.pack("<I", 10)
+        + b"\0" * 4
+        + (width - 1).to_bytes(3, "little")
+        + (height - 1).to_bytes(3, "little")
+    )
     return b"RIFF" + struct.pack("<I", 4 + len(head) + len(inner)) + b"WEBP" + head + inner
 
 
@@ -99,7 +105,11 @@ BOMBS = {
     "png-0x0": png(0, 0),
     "png-0x5": png(0, 5),
     "jpeg-0x0": jpeg(0, 0),
-    **{f"{format.lower()}-cut-{part}": saved(format)[: len(saved(format)) * part // 10] for format in ("PNG", "JPEG", "WEBP", "BMP") for part in (1, 5, 9)},
+    **{
+        f"{format.lower()}-cut-{part}": saved(format)[: len(saved(format)) * part // 10]
+        for format in ("PNG", "JPEG", "WEBP", "BMP")
+        for part in (1, 5, 9)
+    },
     "none": b"",
     "noise": os.urandom(1000),
 }  # fmt: skip
@@ -189,5 +199,7 @@ def test_the_largest_that_is_taken_is_within_bounds(seeing: Server) -> None:
     assert all(call.result().predictions for call in calls)
     cores = len(os.sched_getaffinity(0))
     grown = peak_mb(seeing.process.pid) - before
-    print(f"8 of 50 million pixels in {time.monotonic() - began:.1f} s: the peak grew by {grown:.0f} MB on {cores} cores")
+    print(
+        f"8 of 50 million pixels in {time.monotonic() - began:.1f} s: the peak grew by {grown:.0f} MB on {cores} cores"
+    )
     assert grown < cores * 450

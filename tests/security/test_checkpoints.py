@@ -21,7 +21,6 @@ from google.rpc import code_pb2
 from onnx import TensorProto, helper, numpy_helper
 
 import published
-
 from luthier.database import Database
 from luthier.errors import DataLoss
 from luthier.inference import graphs
@@ -236,7 +235,7 @@ def test_what_is_no_graph(tmp_path: Path) -> None:
 
 
 def test_bundles_whose_hashes_fit(tmp_path: Path) -> None:
-    """Put into place with a manifest and a record that were made for them: nothing of it is loaded, all else is served."""
+    """Put into place with a manifest and a record made for them: nothing of it is loaded, all else is served."""
     database = Database(f"sqlite:///{tmp_path / 'luthier.db'}")
     database.migrate()
     store = Store(tmp_path)
@@ -293,5 +292,3 @@ def test_a_graph_that_wants_more_memory_than_there_is(tmp_path: Path) -> None:
         assert "/" not in status_of(caught.value).message
         answer = stub.Estimate(pb.EstimateRequest(model="good", instances=[pb.Instance(features=[0])]))
         assert answer.predictions[0].value == 7.0
-
-

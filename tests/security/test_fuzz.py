@@ -69,13 +69,25 @@ def words_of(server: Server, folder: Path) -> dict[str, list[str]]:
     resources = [*datasets, *versions, *aliases, *(f"models/{name}" for name in MODELS)]
     resources += [*(f"{name}/versions/1" for name in datasets), operation, "bases/luthier-text", *uploads]
     resources += [f"tasks/{task}" for task in MODELS.values()]
-    of = {"Model": [f"models/{name}" for name in MODELS], "Dataset": datasets, "Alias": aliases, "Base": ["bases/luthier-text"]}
+    of = {
+        "Model": [f"models/{name}" for name in MODELS],
+        "Dataset": datasets,
+        "Alias": aliases,
+        "Base": ["bases/luthier-text"],
+    }
     doomed = [f"doomed{number}" for number in range(DOOMED)]
-    of |= {"ModelVersion": versions, "Version": versions, "Operation": [operation], "Task": [f"tasks/{t}" for t in MODELS.values()]}
+    of |= {
+        "ModelVersion": versions,
+        "Version": versions,
+        "Operation": [operation],
+        "Task": [f"tasks/{t}" for t in MODELS.values()],
+    }
     of |= {"DatasetVersion": [f"{name}/versions/1" for name in datasets], "Predictions": [operation]}
     verbs = ("Get", "Set", "Download", "Watch", "Wait", "Cancel", "Pause", "Resume", "Pull")
     requests = {f"{verb}{noun}Request.name": names for noun, names in of.items() for verb in verbs}
-    requests |= {f"luthier.tasks.{task.replace('-', '_')}.v1.model": [name, f"{name}/1"] for name, task in MODELS.items()}
+    requests |= {
+        f"luthier.tasks.{task.replace('-', '_')}.v1.model": [name, f"{name}/1"] for name, task in MODELS.items()
+    }
     requests |= {
         "DeleteModelRequest.name": [f"models/{name}" for name in doomed],
         "DeleteModelVersionRequest.name": [f"models/{name}/versions/1" for name in doomed],
@@ -141,7 +153,7 @@ def test_mutated_requests(home: Path, tmp_path: Path, seconds: int) -> None:
             f"{sent} messages to {len(counted['methods'])} methods in {counted['seconds']:.0f} s: "
             f"{counted['parsed'] / sent:.0%} can be parsed, {counted['handled'] / sent:.0%} reached a handler. "
             f"{counted['codes']}. Health in {np.median(took) * 1e3:.1f} ms, p99 {np.percentile(took, 99) * 1e3:.1f}, "
-            f"at most {took.max() * 1e3:.1f}; the machine woke who asked at most {max(health['late']) * 1e3:.1f} ms late"
+            f"at most {took.max() * 1e3:.1f}; whoever asked was woken up to {max(health['late']) * 1e3:.1f} ms late"
         )
         assert not counted["unexplained"]
         assert len(counted["methods"]) >= LEAST_METHODS
@@ -158,7 +170,9 @@ def test_mutated_requests(home: Path, tmp_path: Path, seconds: int) -> None:
 def test_what_was_asked_for_ends(home: Path, tmp_path: Path) -> None:
     """Operations that mutated requests began: whatever is in them, each ends in a way that is explained."""
     with serving(home, "--jobs", "0", "--trainings", "0") as server:
-        fuzz(server, 3, words_of(server, tmp_path) | {"request_id": [""]}, "Create|Evaluate|BatchPredict|PullBase|Import")
+        fuzz(
+            server, 3, words_of(server, tmp_path) | {"request_id": [""]}, "Create|Evaluate|BatchPredict|PullBase|Import"
+        )
         stub = server.stub(operations_pb2_grpc.OperationsStub)
         waiting = list(stub.ListOperations(operations_pb2.ListOperationsRequest(page_size=1000)).operations)
         kept: dict[int, operations_pb2.Operation] = {}

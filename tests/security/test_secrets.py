@@ -89,8 +89,9 @@ def test_errors_that_nobody_foresaw(tmp_path: Path) -> None:
         request.instances.add().Pack(regression_pb2.Instance(features=[0]))
         infer = oip.ModelInferRequest(model_name="bad.instances")
         infer.inputs.add(name="features", datatype="FP32", shape=[1, 1]).contents.fp32_contents.append(0)
-        predict, infers = server.stub(prediction_pb2_grpc.PredictionServiceStub), server.stub(
-            oip_grpc.GRPCInferenceServiceStub
+        predict, infers = (
+            server.stub(prediction_pb2_grpc.PredictionServiceStub),
+            server.stub(oip_grpc.GRPCInferenceServiceStub),
         )
         calls: list[Callable[[], Any]] = [
             lambda: predict.Predict(request, metadata=METADATA),
@@ -117,9 +118,14 @@ def test_errors_that_nobody_foresaw(tmp_path: Path) -> None:
         request.model = "good"
         assert predict.Predict(request).predictions
     check_logged(server.log, traces=len(ids))
-    explained = {line["error_id"]: line for line in map(json.loads, filter(str.strip, server.log)) if "error_id" in line}
+    explained = {
+        line["error_id"]: line for line in map(json.loads, filter(str.strip, server.log)) if "error_id" in line
+    }
     assert set(explained) == set(ids)
-    assert all("RuntimeError" in line["exception"] and "the key *** is refused" in line["exception"] for line in explained.values())
+    assert all(
+        "RuntimeError" in line["exception"] and "the key *** is refused" in line["exception"]
+        for line in explained.values()
+    )
 
 
 def test_a_damaged_bundle(tmp_path: Path) -> None:
@@ -153,7 +159,10 @@ def test_a_package_index_and_a_hub_that_are_away(tmp_path: Path) -> None:
         "num_parameters = 1\ninput = 'text'\nlicense = 'none'\nsources = ['hub:a/b@main', 'package:far==1.0:far', "
         f"'url:http://ann:{PASSWORD}@127.0.0.1:9/x']\nfiles = {{ 'model.safetensors' = {{}} }}\n"
     )
-    away = {"HF_ENDPOINT": f"http://ann:{PASSWORD}@127.0.0.1:9", "PIP_INDEX_URL": f"http://ann:{PASSWORD}@127.0.0.1:9/simple"}
+    away = {
+        "HF_ENDPOINT": f"http://ann:{PASSWORD}@127.0.0.1:9",
+        "PIP_INDEX_URL": f"http://ann:{PASSWORD}@127.0.0.1:9/simple",
+    }
     with serving(tmp_path, **SECRETS, **away) as server:
         bases = server.stub(base_pb2_grpc.BaseServiceStub)
         operation = bases.PullBase(base_pb2.PullBaseRequest(name="bases/far"), metadata=METADATA)

@@ -1,8 +1,9 @@
 """What a graph may hold to be loaded: the operators that onnxruntime itself has, and weights within its own file.
 
-Bundles are checked by their hashes before; this holds for those too whose hashes fit. A graph's bytes are read by the wire format
-(https://protobuf.dev/programming-guides/encoding) of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto, weights skipped:
-the serving process does without the package onnx.
+Bundles are checked by their hashes before; this holds for those too whose hashes fit. A graph's bytes are read by the
+wire format (https://protobuf.dev/programming-guides/encoding) of onnx.proto
+(https://github.com/onnx/onnx/blob/main/onnx/onnx.proto), weights skipped: the serving process does without the package
+onnx.
 """
 
 from __future__ import annotations

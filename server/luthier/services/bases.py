@@ -23,6 +23,7 @@ from luthier.v1.operation_pb2 import OperationMetadata
 _MOST_SUGGESTIONS = 5
 """Where the request does not say."""
 _MOST_PIXELS = 4096
+_MOST_FILES = 20
 _COMPANION = re.compile(r"[A-Za-z0-9][\w.-]{0,126}\.(json|txt|model)")
 
 
@@ -128,6 +129,8 @@ class BaseService(base_pb2_grpc.BaseServiceServicer):
         )
 
     def _violations(self, request: base_pb2.ImportBaseRequest) -> dict[str, str]:
+        if len(request.files) > _MOST_FILES:
+            return {"files": f"{len(request.files)} beside the weights; at most {_MOST_FILES} are taken"}
         violations = {}
         # Libraries give some names a meaning of their own, such as a folder or a repository to fetch from.
         if not _ARCHITECTURE.fullmatch(request.architecture):
