@@ -18,6 +18,7 @@ from luthier.bases import Catalogue
 from luthier.certificates import Certificates, Files
 from luthier.database import Database
 from luthier.errors import StoreUnavailable
+from luthier.front import Front
 from luthier.housekeeping import Housekeeping
 from luthier.inference.lanes import Cores
 from luthier.inference.pool import ModelPool
@@ -97,6 +98,7 @@ class App:
         self._meters = Meters()
         self._tracing = Tracing(settings.traces_endpoint, settings.traces_ratio) if settings.traces_endpoint else None
         self._exposition: Exposition | None = None
+        self._http_address = ""
         count = settings.prediction_threads
         self._predictions = Threads(count, most=count + _ASIDE)
         self._pool = ModelPool(
@@ -117,6 +119,7 @@ class App:
         self._control = ThreadPoolExecutor(settings.control_threads, thread_name_prefix="control")
         self._streams = ThreadPoolExecutor(settings.stream_threads, thread_name_prefix="stream")
         self._server, self._names = self._bind()
+        self._front = self._fronted() if settings.http_listen else None
 
     def _bind(self) -> tuple[grpc.Server, list[str]]:
         """The gRPC server with every service in its pool, and the services' names."""
@@ -170,6 +173,11 @@ class App:
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.ReflectionServicer(names), pooled)
         return server, names
 
+    def _fronted(self) -> Front:
+        """The HTTP front, which speaks for whoever calls it."""
+        kinds = [kind for task in self._plugins.tasks.values() for kind in (task.config, task.example)]
+        return Front(self._settings, kinds, self._names)
+
     def start(self) -> int:
         """Binds the port, loads every model that has an alias, then says SERVING. Returns the port.
 
@@ -182,9 +190,12 @@ class App:
             port = self._listen()
         else:
             port = self._listen()
-            self._replicas.start(f"{self._settings.listen.rpartition(':')[0]}:{port}")
+            self._replicas.start(f"{self._settings.listen.rpartition(':')[0]}:{port}", self._http_address)
             self._load()
             self._replicas.wait()
+        if self._front is not None:
+            self._front.wait()
+            log.info("http", address=self._http_address)
         self._revisions.start()
         if self._certificates is not None:
             self._certificates.start()
@@ -204,6 +215,12 @@ class App:
                 port = self._server.add_secure_port(self._settings.listen, self._certificates.credentials())
         except RuntimeError as error:
             raise CannotListen(self._settings.listen, "listen") from error
+        if self._front is not None:
+            # Nobody else can open it, so that it needs no TLS.
+            self._server.add_insecure_port(self._front.upstream)
+            if self._settings.processes > 1:
+                check_free(self._settings.http_listen, "http-listen")
+            self._http_address = self._front.start(self._is_replica or self._settings.processes > 1)
         self._expose()
         self._server.start()
         return port
@@ -218,6 +235,8 @@ class App:
     def stop(self) -> None:
         """Says NOT_SERVING, lets calls in flight finish, gives operations back and closes everything."""
         self._health.enter_graceful_shutdown()
+        if self._front is not None:
+            self._front.close()
         stopped = self._server.stop(self._settings.drain_s)
         self._replicas.stop()
         self._housekeeping.stop()
@@ -227,6 +246,8 @@ class App:
             self._certificates.stop()
         self._pool.close()
         stopped.wait()
+        if self._front is not None:
+            self._front.stop()
         if self._tracing is not None:
             self._tracing.stop()
         if self._exposition is not None:
