@@ -20,14 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-SERVER = ROOT / "server"
+ROOTS = (ROOT / "server", ROOT / "clients" / "python")
 LIMIT_S = 180
 """A test that has not ended by then waits for what a broken guard does not bring, and counts as failed."""
 
 
 @dataclass(frozen=True)
 class Guard:
-    """A piece of code that a test guards, and what it reads when broken."""
+    """A piece of code that a test guards, and what it reads when broken; `file` is in one of the ROOTS."""
 
     name: str
     test: str
@@ -37,6 +37,90 @@ class Guard:
 
 
 GUARDS = [
+    Guard(
+        "certificates: what cannot be used is not shown",
+        "tests/faults/test_certificates.py::test_certificates_are_rotated_under_calls[1]",
+        "luthier/certificates.py",
+        "                self._refuse(content, error)\n                return\n",
+        "                shown = Shown(*content, serial=0, expires=0.0)\n",
+    ),
+    Guard(
+        "certificates: one that has expired cannot be used",
+        "tests/faults/test_certificates.py::test_certificates_are_rotated_under_calls[1]",
+        "luthier/certificates.py",
+        "    if expires <= time.time():\n",
+        "    if False:\n",
+    ),
+    Guard(
+        "certificates: new connections are shown the newest",
+        "tests/faults/test_certificates.py::test_certificates_are_rotated_under_calls[1]",
+        "luthier/certificates.py",
+        "        if shown is self._given:\n",
+        "        if shown:\n",
+    ),
+    Guard(
+        "certificates: files replaced one after the other are no error",
+        "tests/faults/test_certificates.py::test_files_that_are_replaced_one_after_the_other_are_no_error",
+        "luthier/certificates.py",
+        "        if content != self._odd:\n",
+        "        if False:\n",
+    ),
+    Guard(
+        "certificates: a replica starts with the last good one",
+        "tests/faults/test_certificates.py::test_a_replica_is_given_the_last_good_certificate",
+        "luthier/certificates.py",
+        "            if last_good is None:\n",
+        "            if True:\n",
+    ),
+    Guard(
+        "certificates: mutual TLS demands one of the caller",
+        "tests/faults/test_certificates.py::test_a_caller_needs_a_certificate",
+        "luthier/certificates.py",
+        "require_client_authentication=bool(self._files.client_ca)",
+        "require_client_authentication=False",
+    ),
+    Guard(
+        "certificates: an authority that was replaced is trusted no more",
+        "tests/faults/test_certificates.py::test_an_authority_that_is_replaced_signs_for_nobody_any_more",
+        "luthier/certificates.py",
+        "        context.sni_callback = self._switch\n",
+    ),
+    Guard(
+        "what others can reach takes TLS and tokens",
+        "tests/faults/test_certificates.py::test_what_others_can_reach_is_refused_unless_it_is_safe",
+        "luthier/settings.py",
+        "(self.tls_certificate and self.tokens)",
+        "self.tls_certificate",
+    ),
+    Guard(
+        "metrics that others can reach are encrypted",
+        "tests/faults/test_certificates.py::test_metrics_that_others_can_reach_need_one_too",
+        "luthier/app.py",
+        "self._certificates.context() if self._certificates is not None and is_open else None",
+        "None",
+    ),
+    Guard(
+        "a caller that only connects holds up no scrape",
+        "tests/faults/test_certificates.py::test_metrics_that_others_can_reach_need_one_too",
+        "luthier/telemetry/exposition.py",
+        "do_handshake_on_connect=False",
+        "do_handshake_on_connect=True",
+    ),
+    Guard(
+        "the port for probes has health alone",
+        "tests/faults/test_certificates.py::test_health_is_told_without_a_certificate_on_a_port_of_its_own",
+        "luthier/services/probe.py",
+        "        self._server.add_generic_rpc_handlers([handler])\n",
+        "        from grpc_health.v1 import health_pb2_grpc\n"
+        "        health_pb2_grpc.add_HealthServicer_to_server(servicer, self._server)\n",
+    ),
+    Guard(
+        "a token goes nowhere in the open",
+        "tests/e2e/test_secure_clients.py::test_a_token_goes_nowhere_in_the_open",
+        "luthier_client/channels.py",
+        "        if credentials is None and not _is_of_this_machine(place):\n",
+        "        if False:\n",
+    ),
     Guard(
         "end: a signal that comes while the process waits for one ends it",
         "tests/unit/test_signals.py",
@@ -310,14 +394,15 @@ def main() -> int:
 def verdict_on(guard: Guard) -> str:
     """Runs a guard's test on a copy of the server in which it is broken."""
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "server"
-        shutil.copytree(SERVER, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        copy = Path(folder) / "copy"
+        [root] = [root for root in ROOTS if (root / guard.file).exists()]
+        shutil.copytree(root, copy, ignore=shutil.ignore_patterns("__pycache__"))
         path = copy / guard.file
         code = path.read_text(encoding="utf-8")
         if code.count(guard.old) != 1:
             return f"cannot be run: {guard.file} no longer has the code to break"
         path.write_text(code.replace(guard.old, guard.new), encoding="utf-8")
-        # In front of the installed server, for the test and for all that it starts.
+        # In front of the one that is installed, for the test and for all that it starts.
         environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "400"}
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", guard.test]
         with subprocess.Popen(

@@ -28,6 +28,7 @@ class ImageClassification(Task):
     config = pb.Config
     example = pb.Example
     primary_metric = "accuracy"
+    averages = True
     bases = ("mobilenetv2-100",)
     formats = ("folder", "manifest", "csv", "tsv", "jsonl", "parquet")
     archives = ("folder", "manifest")

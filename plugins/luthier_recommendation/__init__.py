@@ -29,6 +29,7 @@ class Recommendation(Task):
     config = pb.Config
     example = pb.Example
     primary_metric = "ndcg_at_10"
+    averages = True
     extra_files = (TITLES,)
     splits = ("hash", "per-user")
 

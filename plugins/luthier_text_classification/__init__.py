@@ -32,6 +32,7 @@ class TextClassification(Task):
     config = pb.Config
     example = pb.Example
     primary_metric = "accuracy"
+    averages = True
     bases = ("minilm-l6",)
     read_options: ClassVar = {
         "labels": ReadOption(
@@ -91,6 +92,14 @@ class TextClassification(Task):
         if data.several(examples):
             return metrics.score_several(data.labels_of(examples), predictions)
         return metrics.score(examples["label"].to_pylist(), predictions)
+
+    def truth(self, labels: Sequence[Any], prediction: Any, instance: Any) -> pa.Table:
+        """One text with its class; or with the classes of all labels that are not empty, where there is not one label
+        or the prediction has a set of classes. So an empty label beside another says that there is no third."""
+        from luthier_text_classification import data
+
+        table = super().truth(labels, prediction, instance)
+        return data.together(table) if len(labels) != 1 or prediction.labels else table
 
     def grades(self, examples: pa.Table, predictions: Sequence[Any]) -> list[float]:
         """The probability of the class predicted, negative where it is wrong: last comes the surest mistake.

@@ -7,6 +7,7 @@ seconds, for connections that are made from then on; what cannot be used leaves 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import ssl
 import threading
@@ -65,6 +66,17 @@ class Shown:
         """The same for gRPC."""
         return grpc.ssl_server_certificate_configuration([(self.key, self.certificate)], self.client_ca or None)
 
+    def to_json(self) -> str:
+        """All of it, the key too, for a process that takes part in serving."""
+        return json.dumps({k: v.decode("latin-1") if isinstance(v, bytes) else v for k, v in vars(self).items()})
+
+    @classmethod
+    def from_json(cls, text: str) -> Shown:
+        """The same again."""
+        texts = json.loads(text)
+        numbers = {name: texts.pop(name) for name in ("serial", "expires")}
+        return cls(**{name: value.encode("latin-1") for name, value in texts.items()}, **numbers)
+
 
 class Certificates:
     """The certificate of a server process, kept up with its files by a thread of its own.
@@ -72,11 +84,20 @@ class Certificates:
     With a client CA every connection has to bring a certificate that one of its authorities has signed.
     """
 
-    def __init__(self, files: Files) -> None:
-        """Raises BadCertificate where the files cannot be used: a server does not start with what it cannot show."""
+    def __init__(self, files: Files, last_good: Shown | None = None) -> None:
+        """Raises BadCertificate where the files cannot be used: a server does not start with what it cannot show.
+
+        Unless it has `last_good`, what other processes of its port show.
+        """
         self._files = files
-        self._content = files.read()
-        self._shown = proved(files, self._content)
+        try:
+            self._content = files.read()
+            self._shown = proved(files, self._content)
+        except BadCertificate:
+            if last_good is None:
+                raise
+            self._content = last_good.certificate, last_good.key, last_good.client_ca
+            self._shown = last_good
         self._given: Shown | None = None
         self._context = _context_of(self._shown)
         self._odd: object = None

@@ -3,14 +3,18 @@
     LuthierError                  code         reason
     ├── InvalidArgument           INVALID_ARGUMENT     INVALID_ARGUMENT
     │   └── InvalidData           INVALID_ARGUMENT     INVALID_DATA
+    ├── MalformedRequest          INVALID_ARGUMENT     MALFORMED_REQUEST
     ├── NotFound                  NOT_FOUND            NOT_FOUND
     ├── AlreadyExists             ALREADY_EXISTS       ALREADY_EXISTS
     ├── FailedPrecondition        FAILED_PRECONDITION  FAILED_PRECONDITION
     │   └── ParityFailed          FAILED_PRECONDITION  PARITY_FAILED
+    ├── Unauthenticated           UNAUTHENTICATED      UNAUTHENTICATED
+    ├── PermissionDenied          PERMISSION_DENIED    PERMISSION_DENIED
     ├── Cancelled                 CANCELLED            CANCELLED
     ├── DeadlineExceeded          DEADLINE_EXCEEDED    DEADLINE_EXCEEDED
     ├── ResourceExhausted         RESOURCE_EXHAUSTED   RESOURCE_EXHAUSTED
-    │   └── OutOfMemory           RESOURCE_EXHAUSTED   OUT_OF_MEMORY
+    │   ├── OutOfMemory           RESOURCE_EXHAUSTED   OUT_OF_MEMORY
+    │   └── QuotaExceeded         RESOURCE_EXHAUSTED   QUOTA_EXCEEDED
     ├── DataLoss                  DATA_LOSS            DATA_LOSS
     └── Unavailable               UNAVAILABLE          UNAVAILABLE
         ├── BaseUnavailable       UNAVAILABLE          BASE_UNAVAILABLE
@@ -99,6 +103,13 @@ class InvalidData(InvalidArgument):
         return [*super().details(), *self.problems]
 
 
+class MalformedRequest(LuthierError):
+    """Bytes that are no message of the method that was called."""
+
+    code = code_pb2.INVALID_ARGUMENT
+    reason = "MALFORMED_REQUEST"
+
+
 class NotFound(LuthierError):
     """A resource that is not there."""
 
@@ -133,6 +144,20 @@ class ParityFailed(FailedPrecondition):
     """The served bundle falls short of the model it was exported from, so it was not published."""
 
     reason = "PARITY_FAILED"
+
+
+class Unauthenticated(LuthierError):
+    """Nobody knows who calls. Why a token was refused, the server's log says alone."""
+
+    code = code_pb2.UNAUTHENTICATED
+    reason = "UNAUTHENTICATED"
+
+
+class PermissionDenied(LuthierError):
+    """Whoever calls may not do this."""
+
+    code = code_pb2.PERMISSION_DENIED
+    reason = "PERMISSION_DENIED"
 
 
 class Cancelled(LuthierError):
@@ -172,6 +197,12 @@ class OutOfMemory(ResourceExhausted):
     """A training wanted more memory than there is."""
 
     reason = "OUT_OF_MEMORY"
+
+
+class QuotaExceeded(ResourceExhausted):
+    """Whoever calls has had what a quota gives."""
+
+    reason = "QUOTA_EXCEEDED"
 
 
 class DataLoss(LuthierError):

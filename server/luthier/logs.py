@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import uuid
 
@@ -22,9 +21,6 @@ def configure(**always: object) -> None:
 
     Each line of a call has its request id, and all have what is `always` to be there.
     """
-
-    # Lines of its own about each handshake that fails: whoever scans ports would fill a log with them.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
     def named(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
         call = calls.current.get()

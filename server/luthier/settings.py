@@ -48,7 +48,16 @@ class Settings(BaseSettings):
     tls_client_ca: Path | None = Field(
         None, description="PEM file of the authorities that sign for clients, each of whom then needs a certificate."
     )
-    tokens: bool = Field(False, description="Every call needs a token.")
+    tokens: bool = Field(False, description="Ask callers for tokens, and hold each to its role, scope and quotas.")
+    policy: Path | None = Field(
+        None, description="TOML file of what principals may do at most, and use. None: no bounds."
+    )
+    jwt_keys: str = Field(
+        "",
+        description="JSON Web Key Set that tokens are verified by: a file, or an https URL. Empty: static tokens only.",
+    )
+    jwt_audience: str = Field("", description="Audience that JSON Web Tokens must be for; needed with keys.")
+    jwt_issuer: str = Field("", description="Issuer that JSON Web Tokens must be from. Empty: whoever holds a key.")
     database_url: str = Field("", description="SQLAlchemy URL of the database. Empty: SQLite in the home.")
     artefacts: str = Field(
         "", description="Where several homes share artefacts, such as s3://bucket/luthier. Empty: each has its own."
@@ -83,8 +92,18 @@ class Settings(BaseSettings):
     keep_operations_days: float = Field(
         90.0, ge=0, description="Days that operations are kept after their end, with their events; 0: for good."
     )
+    keep_audit_days: float = Field(365.0, ge=0, description="Days that it is kept who changed what; 0: for good.")
+    keep_predictions_days: float = Field(
+        30.0, ge=0, description="Days that recorded predictions are kept, with their feedback; 0: for good."
+    )
+    most_predictions: int = Field(
+        1_000_000, ge=0, description="Most recorded predictions that are kept, the newest; 0: no limit."
+    )
     metrics_listen: str = Field(
         "", description="Address and port of the metrics for Prometheus, such as 127.0.0.1:9464. Empty: none."
+    )
+    health_listen: str = Field(
+        "", description="Address and port that say without TLS whether this server serves, and no more. Empty: none."
     )
     traces_endpoint: str = Field(
         "", description="URL of a collector of traces that speaks OTLP over gRPC. Empty: nothing is traced."
@@ -141,7 +160,26 @@ class Settings(BaseSettings):
             )
         return self
 
-    @field_validator("http_listen", "metrics_listen")
+    @model_validator(mode="after")
+    def _asks_for_what_it_knows(self) -> Self:
+        unused = [name for name in ("policy", "jwt_keys") if getattr(self, name) and not self.tokens]
+        if unused:
+            raise ValueError(f"{_flags(unused)} would not be heeded; add --tokens")
+        if self.jwt_keys and not self.jwt_audience:
+            raise ValueError("--jwt-keys needs --jwt-audience: a token that is for another service must not be taken")
+        unused = [name for name in ("jwt_audience", "jwt_issuer") if getattr(self, name) and not self.jwt_keys]
+        if unused:
+            raise ValueError(f"{_flags(unused)} would not be heeded; add --jwt-keys")
+        return self
+
+    @field_validator("jwt_keys")
+    @classmethod
+    def _is_a_set_of_keys(cls, source: str) -> str:
+        if "://" in source and not re.fullmatch(r"https://[^/@]+/.*", source):
+            raise ValueError(f"{source} is neither a file nor an https URL such as https://id.example.com/keys")
+        return source
+
+    @field_validator("http_listen", "metrics_listen", "health_listen")
     @classmethod
     def _is_an_address(cls, address: str) -> str:
         if address and not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^:\[\]]+):\d{1,5}", address):
@@ -221,6 +259,10 @@ def from_flags(program: str, arguments: list[str]) -> Settings:
     home = parser.parse_known_args(arguments)[0].home
     given: dict[str, Any] = {"home": home} if home else {}
     return CliApp.run(OF_PROGRAMS[program], cli_args=arguments, **given)
+
+
+def _flags(names: list[str]) -> str:
+    return " and ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
 def is_loopback(listen: str) -> bool:

@@ -242,6 +242,9 @@ class Task(ABC):
     primary_metric: ClassVar[str]
     """What parity and checkpoints are judged by."""
     lower_is_better: ClassVar[bool] = False
+    averages: ClassVar[bool] = False
+    """Whether the primary metric of many predictions is the plain mean of that of each alone, as accuracy is and F1 is
+    not. It says that the metric of feedback need not be computed anew for each sample of a bootstrap."""
     bases: ClassVar[tuple[str, ...]] = ()
     """Ids of bases that suit, the default first. Empty where a fine-tune may start from nothing."""
     formats: ClassVar[tuple[str, ...]] = ("csv", "tsv", "jsonl", "parquet")
@@ -337,6 +340,31 @@ class Task(ABC):
             alone = self.score(examples.take(rows[index]), [predictions[index]])
             grades[index] = sign * alone.metrics[self.primary_metric]
         return grades
+
+    def truth(self, labels: Sequence[Message], prediction: Message, instance: Message | None) -> pa.Table:
+        """The examples that feedback on a prediction stands for, to be scored with it.
+
+        `labels` are example messages, whose inputs may be left out; `instance` is what the prediction was made from, or
+        None where that was not kept. As it stands: a row for each label, in which an empty field takes the value of the
+        instance's field of the same name and type.
+        """
+        from luthier import tabular
+
+        return tabular.of_messages(self.example, [_filled(label, instance) for label in labels])
+
+
+def _filled(label: Message, instance: Message | None) -> Message:
+    filled = type(label)()
+    filled.CopyFrom(label)
+    if instance is None:
+        return filled
+    given = {of.name: (of.type, value) for of, value in instance.ListFields() if not of.is_repeated}
+    there = {of.name for of, _ in label.ListFields()}
+    for of in label.DESCRIPTOR.fields:
+        type_, value = given.get(of.name, (None, None))
+        if type_ == of.type and not (of.is_repeated or of.message_type or of.name in there):
+            setattr(filled, of.name, value)
+    return filled
 
 
 def _message_of(field: FieldDescriptor) -> type[Message]:

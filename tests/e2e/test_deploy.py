@@ -8,9 +8,11 @@ import re
 from collections.abc import Iterator
 from types import ModuleType
 
+import grpc
 import pytest
 import yaml
 
+from certificates import Authority
 from luthier.tasks.recommendation.v1 import recommendation_pb2 as recommendation
 from luthier.tasks.recommendation.v1 import recommendation_pb2_grpc as recommendation_grpc
 from scrapes import Scrape, names, scrape
@@ -20,15 +22,30 @@ DEPLOY = ROOT / "deploy"
 POPULARITY = recommendation.Config(algorithm=recommendation.ALGORITHM_POPULARITY)
 ADDED = {"up", "job", "instance"}
 """What Prometheus adds to what it scrapes."""
-WORDS = {"sum", "by", "rate", "increase", "histogram_quantile", "max", "min_over_time", "offset", "h", "label_values"}
+WORDS = {
+    "sum",
+    "by",
+    "rate",
+    "increase",
+    "histogram_quantile",
+    "max",
+    "min_over_time",
+    "time",
+    "offset",
+    "h",
+    "label_values",
+}
 """Of PromQL and of Grafana's variables."""
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Scrape:
-    """A scrape of a server that has predicted."""
+    """A scrape of a server that has predicted, and shows a certificate."""
     home = tmp_path_factory.mktemp("home")
-    with serving(home, "--metrics-listen", "127.0.0.1:0") as server:
+    authority = Authority()
+    certificate, key = authority.server().write(home, "server")
+    flags = ("--metrics-listen", "127.0.0.1:0", "--tls-certificate", str(certificate), "--tls-key", str(key))
+    with serving(home, *flags, credentials=grpc.ssl_channel_credentials(authority.certificate)) as server:
         create_dataset(server, "shop", "recommendation", {"_": interactions(home / "shop.csv")})
         fine_tune(server, "shop", "recommendation", "shop", POPULARITY)
         request = recommendation.RecommendRequest(model="shop", instances=[recommendation.Instance(user="u1")])

@@ -41,7 +41,7 @@ class BaseService(base_pb2_grpc.BaseServiceServicer):
         self, request: base_pb2.ListBasesRequest, context: grpc.ServicerContext
     ) -> base_pb2.ListBasesResponse:
         """A page, in the catalogue's order, the imported ones last."""
-        size, key = paging.size_of(request.page_size), paging.key_of(request.page_token)
+        size, key = paging.size_of(request.page_size), paging.key_of(request.page_token, int)
         start = key[0] if key else 0
         found = [entry for entry in self._catalogue.all() if not request.task or request.task in entry.tasks]
         return base_pb2.ListBasesResponse(

@@ -97,7 +97,7 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         self, request: dataset_pb2.ListDatasetsRequest, context: grpc.ServicerContext
     ) -> dataset_pb2.ListDatasetsResponse:
         """A page, by name."""
-        size, key = paging.size_of(request.page_size), paging.key_of(request.page_token)
+        size, key = paging.size_of(request.page_size), paging.key_of(request.page_token, str)
         found = self._registry.datasets(request.task, key[0] if key else "", size + 1)
         token = paging.token_of(found[size - 1].name.partition("/")[2]) if len(found) > size else ""
         return dataset_pb2.ListDatasetsResponse(datasets=found[:size], next_page_token=token)
@@ -114,7 +114,7 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
     ) -> dataset_pb2.ListDatasetVersionsResponse:
         """A page, newest first."""
         id = names.parse("datasets/{dataset}", request.parent, "parent")[0]
-        size, key = paging.size_of(request.page_size), paging.key_of(request.page_token)
+        size, key = paging.size_of(request.page_size), paging.key_of(request.page_token, int)
         self._registry.dataset(id)
         found = self._registry.dataset_versions(id, key[0] if key else None, size + 1)
         token = paging.token_of(int(found[size - 1].name.rpartition("/")[2])) if len(found) > size else ""
@@ -138,6 +138,7 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
             violations["header.offset"] = "between 0 and the size of the file"
         if violations:
             raise InvalidArgument(violations)
+        self._registry.check_room(header.size_bytes)
         free = shutil.disk_usage(self._store.home).free
         if header.size_bytes - header.offset + FREE_BYTES > free:
             raise FailedPrecondition(f"the server's disk has no room for {header.size_bytes} bytes")

@@ -15,6 +15,7 @@ from luthier.errors import FailedPrecondition, InvalidArgument, NotFound
 from luthier.operations import Operations
 from luthier.plugins import Plugins
 from luthier.registry import Leftovers, Registry
+from luthier.rollouts import check_recording
 from luthier.store import Store
 from luthier.task import Task
 from luthier.v1 import model_pb2, model_pb2_grpc
@@ -68,7 +69,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         self, request: model_pb2.ListModelsRequest, context: grpc.ServicerContext
     ) -> model_pb2.ListModelsResponse:
         """A page, by name."""
-        size, key = paging.size_of(request.page_size), paging.key_of(request.page_token)
+        size, key = paging.size_of(request.page_size), paging.key_of(request.page_token, str)
         found = self._registry.models(request.task, key[0] if key else "", size + 1)
         token = paging.token_of(found[size - 1].name.partition("/")[2]) if len(found) > size else ""
         for model in found:
@@ -91,7 +92,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
     ) -> model_pb2.ListModelVersionsResponse:
         """A page, newest first."""
         id = names.parse("models/{model}", request.parent, "parent")[0]
-        size, key = paging.size_of(request.page_size), paging.key_of(request.page_token)
+        size, key = paging.size_of(request.page_size), paging.key_of(request.page_token, int)
         self._registry.model(id)
         found = self._registry.model_versions(id, key[0] if key else None, size + 1)
         token = paging.token_of(int(found[size - 1].name.rpartition("/")[2])) if len(found) > size else ""
@@ -115,7 +116,10 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         if version.task not in self._plugins.loaded:
             raise FailedPrecondition(f"the plugin of its task {version.task} is not installed")
         bundle.verify(self._store.bring(self._store.bundle(version.digest)), version.digest)
-        return self._registry.set_alias(model, alias, int(number))
+        recording = request.recording if request.HasField("recording") else None
+        if recording is not None:
+            check_recording(recording)
+        return self._registry.set_alias(model, alias, int(number), recording)
 
     def DeleteAlias(self, request: model_pb2.DeleteAliasRequest, context: grpc.ServicerContext) -> Empty:
         """Removes an alias."""

@@ -9,6 +9,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -74,23 +75,84 @@ class Alias(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    RECORDING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`models/{model}/aliases/{alias}`."""
     model_version: _builtins.str
     """`models/{model}/versions/{number}`."""
+    @_builtins.property
+    def recording(self) -> Global___Recording:
+        """What is kept of its predictions, for feedback."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         model_version: _builtins.str = ...,
+        recording: Global___Recording | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["recording", b"recording"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version", "name", b"name", "recording", b"recording"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Alias: _TypeAlias = Alias  # noqa: Y015
+
+@_typing.final
+class Recording(_message.Message):
+    """What is kept of an alias's predictions, for feedback and to watch the live model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Mode:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Recording._Mode.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        MODE_UNSPECIFIED: Recording._Mode.ValueType  # 0
+        """Not set: as MODE_OFF."""
+        MODE_OFF: Recording._Mode.ValueType  # 1
+        """Nothing."""
+        MODE_PREDICTIONS: Recording._Mode.ValueType  # 2
+        """Predictions, without what they were made from."""
+        MODE_INPUTS: Recording._Mode.ValueType  # 3
+        """Predictions, and the instances that they were made from."""
+
+    class Mode(_Mode, metaclass=_ModeEnumTypeWrapper):
+        """How much."""
+
+    MODE_UNSPECIFIED: Recording.Mode.ValueType  # 0
+    """Not set: as MODE_OFF."""
+    MODE_OFF: Recording.Mode.ValueType  # 1
+    """Nothing."""
+    MODE_PREDICTIONS: Recording.Mode.ValueType  # 2
+    """Predictions, without what they were made from."""
+    MODE_INPUTS: Recording.Mode.ValueType  # 3
+    """Predictions, and the instances that they were made from."""
+
+    MODE_FIELD_NUMBER: _builtins.int
+    SAMPLE_FIELD_NUMBER: _builtins.int
+    mode: Global___Recording.Mode.ValueType
+    """How much."""
+    sample: _builtins.float
+    """Share of the calls that is kept, above 0 and up to 1; not set: all."""
+    def __init__(
+        self,
+        *,
+        mode: Global___Recording.Mode.ValueType = ...,
+        sample: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_sample", b"_sample", "sample", b"sample"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_sample", b"_sample", "mode", b"mode", "sample", b"sample"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__sample: _TypeAlias = _typing.Literal["sample"]  # noqa: Y015
+    _WhichOneofArgType__sample: _TypeAlias = _typing.Literal["_sample", b"_sample"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sample) -> _WhichOneofReturnType__sample | None: ...
+
+Global___Recording: _TypeAlias = Recording  # noqa: Y015
 
 @_typing.final
 class ModelVersion(_message.Message):
@@ -718,19 +780,25 @@ class SetAliasRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    RECORDING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`models/{model}/aliases/{alias}`."""
     model_version: _builtins.str
-    """`models/{model}/versions/{number}`."""
+    """`models/{model}/versions/{number}`. Another than before ends a rollout of the alias."""
+    @_builtins.property
+    def recording(self) -> Global___Recording:
+        """What to keep of its predictions; not set: as before."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         model_version: _builtins.str = ...,
+        recording: Global___Recording | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["recording", b"recording"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version", "name", b"name", "recording", b"recording"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

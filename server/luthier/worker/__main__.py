@@ -33,13 +33,16 @@ WORK = {
 }
 
 
-def main(settings_json: str, operation: str, attempt: str, kind: str, parent: str) -> int:
-    """Does the work and ends the operation. Exit status 0 means that it has ended, well or not."""
+def main(operation: str, attempt: str, kind: str, parent: str) -> int:
+    """Does the work and ends the operation. Exit status 0 means that it has ended, well or not.
+
+    The settings come by standard input: they hold passwords, and anybody may read a process's arguments.
+    """
     process.die_with_parent(int(parent))
     # Whoever predicts comes first.
     os.nice(5)
     logs.configure(operation=operation)
-    settings = Settings.model_validate_json(settings_json)
+    settings = Settings.model_validate_json(sys.stdin.buffer.read())
     database = Database(settings.database)
     operations = Operations(database)
     claim = Claim(operation, int(attempt), OperationMetadata.Kind.Value(kind))
