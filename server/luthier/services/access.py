@@ -19,6 +19,7 @@ from luthier.access.principal import Credentials, Principal, Role, acting
 from luthier.access.quotas import Rates
 from luthier.errors import LuthierError
 from luthier.services.binding import Behavior, behavior_of, with_behavior
+from luthier.services.callers import origin
 from luthier.services.interceptor import CHANGES
 from luthier.telemetry.calls import Call, current
 
@@ -74,7 +75,7 @@ class _Method:
         """Who calls, and by which rule; raises Unauthenticated, PermissionDenied."""
         call = current.get()
         assert call is not None
-        credentials = Credentials(call.metadata(), context.peer(), _certificate(context))
+        credentials = Credentials(call.metadata(), *origin(context))
         try:
             principal = self.guards.gate.principal(credentials)
             call.principal = principal.name
@@ -213,7 +214,3 @@ def _name(message: Any) -> str:
     """The resource that a message is or names, in short or whole; empty where it has no name."""
     name = getattr(message, "name", "")
     return name if isinstance(name, str) else ""
-
-
-def _certificate(context: grpc.ServicerContext) -> dict[str, Any]:
-    return dict(context.auth_context() or {})

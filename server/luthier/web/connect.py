@@ -82,7 +82,7 @@ class Connect:
             return await self._call(request, method, encoding == "json", message)
 
     async def _call(self, request: Request, method: Method, is_json: bool, body: bytes) -> Response:
-        timeout_s, metadata = _timeout_s(request), metadata_of(request.scope["headers"])
+        timeout_s, metadata = _timeout_s(request), metadata_of(request.scope)
         message = await self._read(method, is_json, body)
         call = self._upstream.begin(method.path, message, metadata, timeout_s)
         answer = await until_gone(request, call, finish(call))
@@ -107,7 +107,7 @@ class Connect:
             raise Failure.plain(code_pb2.UNIMPLEMENTED, why, 505)
         compression = request.headers.get("connect-content-encoding", "identity")
         check_encoding(compression, "connect-content-encoding")
-        timeout_s, metadata = _timeout_s(request), metadata_of(request.scope["headers"])
+        timeout_s, metadata = _timeout_s(request), metadata_of(request.scope)
         media_type = next(name for name, kind in _STREAMING.items() if kind is is_json)
         return _Streaming(self._answers(request, method, is_json, metadata, timeout_s), media_type)
 

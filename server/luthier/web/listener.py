@@ -12,6 +12,8 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from luthier.web.orders import CERTIFICATE
+
 HEAD_S = 10.0
 """How long a caller gets for a request's first line and headers, and for a TLS handshake."""
 IDLE_S = 75.0
@@ -32,6 +34,9 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A caller has come."""
         super().connection_made(transport)
+        if tls := transport.get_extra_info("ssl_object"):
+            # What a connection knows, each of its requests has as its state.
+            self.app_state = {CERTIFICATE: tls.getpeercert(binary_form=True)}
         if len(self.connections) > MOST_CONNECTIONS:
             transport.abort()
         else:

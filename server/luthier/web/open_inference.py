@@ -148,7 +148,7 @@ class OpenInference:
     async def _call(self, request: Request, message: Message, kind: type[M]) -> tuple[M, Answer]:
         """Calls the method that takes this message."""
         name = message.DESCRIPTOR.name.removesuffix("Request")
-        metadata = metadata_of(request.scope["headers"])
+        metadata = metadata_of(request.scope)
         call = self._upstream.begin(f"/inference.GRPCInferenceService/{name}", message.SerializeToString(), metadata)
         answer = await until_gone(request, call, finish(call)) if request.method == "POST" else await finish(call)
         return kind.FromString(answer.message), answer

@@ -5,6 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
+PEER = "luthier-front-peer"
+CERTIFICATE = "luthier-front-certificate-bin"
+"""Keys of the metadata in which the front says whom it speaks for: the address, and the certificate that was proved, if
+any, in DER. The server believes what comes through the socket that only the front can open."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Orders:

@@ -69,8 +69,7 @@ def to_json(name: str, datatype: str, raw: bytes) -> list[Any]:
             return [element.decode() for element in _split(raw)]
         except UnicodeDecodeError:
             raise _wrong(f"outputs.{name}", "has bytes that are no text; ask for it with binary_data") from None
-    array: np.ndarray = np.frombuffer(raw, _DTYPES[datatype])
-    elements: list[Any] = array.tolist()
+    elements: list[Any] = [*np.frombuffer(raw, _DTYPES[datatype]).tolist()]
     if datatype.startswith("FP") and not all(map(isfinite, elements)):
         raise _wrong(f"outputs.{name}", "has infinite numbers, which JSON does not know; ask for it with binary_data")
     return elements

@@ -19,6 +19,7 @@ from google.protobuf.message_factory import GetMessageClass
 from luthier.errors import InvalidArgument, ResourceExhausted
 from luthier.telemetry.calls import REQUEST_ID
 from luthier.web.failures import Failure
+from luthier.web.orders import CERTIFICATE, PEER
 
 Metadata = list[tuple[str, str | bytes]]
 
@@ -31,7 +32,7 @@ _OPTIONS = [
 
 _OURS = re.compile(
     r"accept.*|access-control-.*|connect-.*|connection|content-.*|cookie|date|expect|forwarded|grpc-.*|host|http2-.*"
-    r"|if-.*|inference-header-.*|keep-alive|luthier-.*|origin|pragma|cache-control|proxy-.*|range|referer|sec-.*|te|trailer|transfer-encoding"
+    r"|if-.*|inference-header-.*|keep-alive|luthier-front-.*|origin|pragma|cache-control|proxy-.*|range|referer|sec-.*|te|trailer|transfer-encoding"
     r"|upgrade.*|user-agent|via|dnt"
 )
 """Headers that are about HTTP, or that only this process may send. All others are the call's metadata."""
@@ -128,21 +129,21 @@ def failure_of(error: grpc.aio.AioRpcError) -> Failure:
     return Failure.of_call(error, written(error.trailing_metadata()))
 
 
-def metadata_of(headers: Iterable[tuple[bytes, bytes]]) -> Metadata:
-    """What a request's headers are as the call's metadata; raises Failure for more than may be."""
+def metadata_of(scope: Mapping[str, Any]) -> Metadata:
+    """What a request's headers, and what is known of its sender, are as the call's metadata.
+
+    Raises Failure for more than may be.
+    """
     found: Metadata = []
     size = 0
-    for name, value in headers:
+    for name, value in scope["headers"]:
         key, text = name.decode("latin-1"), value.decode("latin-1")
         if _OURS.fullmatch(key) or not _KEY.fullmatch(key):
             continue
         size += len(key) + len(text)
         if key.endswith("-bin"):
             try:
-                found += [
-                    (key, b64decode(part.strip() + "=" * (-len(part.strip()) % 4), validate=True))
-                    for part in text.split(",")
-                ]
+                found += [(key, _unpadded(part.strip())) for part in text.split(",")]
             except (binascii.Error, ValueError):
                 raise Failure.of(InvalidArgument({key: "is no base64, as headers that end so are to be"})) from None
         elif _VALUE.fullmatch(text):
@@ -153,7 +154,16 @@ def metadata_of(headers: Iterable[tuple[bytes, bytes]]) -> Metadata:
         raise Failure.of(
             ResourceExhausted(f"the request's own headers have {size} bytes; {MOST_METADATA_BYTES} are taken"), 431
         )
+    if client := scope.get("client"):
+        host, port = client
+        found.append((PEER, f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"))
+    if certificate := scope["state"].get(CERTIFICATE):
+        found.append((CERTIFICATE, certificate))
     return found
+
+
+def _unpadded(text: str) -> bytes:
+    return b64decode(text + "=" * (-len(text) % 4), validate=True)
 
 
 def written(metadata: Iterable[tuple[str, str | bytes]] | None) -> dict[str, str]:
