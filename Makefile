@@ -60,7 +60,7 @@ install: $(VENV)/.acme $(TRITON)/.made $(DEPLOY)/.made
 # Triton's client tools, which want an older protobuf: an environment of their own. perf_analyzer also wants Debian's libb64-0d.
 $(TRITON)/.made:
 	$(PYTHON) -m venv $(TRITON)
-	$(TRITON)/bin/pip install --quiet --disable-pip-version-check 'tritonclient[grpc]==2.50.0' nvidia-cuda-runtime-cu12==12.9.79
+	$(TRITON)/bin/pip install --quiet --disable-pip-version-check 'tritonclient[grpc,http]==2.50.0' nvidia-cuda-runtime-cu12==12.9.79
 	touch $@
 
 # Helm's library, Kubernetes' schemas and linters, for tools/check_deploy.py.

@@ -24,6 +24,7 @@ from luthier.bases import Catalogue
 from luthier.certificates import Certificates, Files, Shown
 from luthier.database import Database
 from luthier.errors import StoreUnavailable
+from luthier.front import Front
 from luthier.housekeeping import Housekeeping
 from luthier.inference.lanes import Cores
 from luthier.inference.pool import ModelPool
@@ -121,6 +122,7 @@ class App:
         self._meters = Meters()
         self._tracing = Tracing(settings.traces_endpoint, settings.traces_ratio) if settings.traces_endpoint else None
         self._exposition: Exposition | None = None
+        self._http_address = ""
         self._probe: Probe | None = None
         count = settings.prediction_threads
         self._predictions = Threads(count, most=count + _ASIDE)
@@ -173,6 +175,7 @@ class App:
         # Whoever asks for the health is not to wait for the calls that use the database.
         self._checks = ThreadPoolExecutor(1, thread_name_prefix="health")
         self._server, self._names = self._bind()
+        self._front = self._fronted() if settings.http_listen else None
 
     def _bind(self) -> tuple[grpc.Server, list[str]]:
         """The gRPC server with every service in its pool, and the services' names."""
@@ -240,6 +243,11 @@ class App:
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.ReflectionServicer(names), pooled)
         return server, names
 
+    def _fronted(self) -> Front:
+        """The HTTP front, which speaks for whoever calls it."""
+        kinds = [kind for task in self._plugins.tasks.values() for kind in (task.config, task.example)]
+        return Front(self._settings, kinds, self._names)
+
     def _make_gate(self) -> gate.Gate | None:
         """Who tells callers apart, where the settings ask for it; raises CannotOpen."""
         settings = self._settings
@@ -275,9 +283,12 @@ class App:
             port = self._listen()
         else:
             port = self._listen()
-            self._replicas.start(f"{self._settings.listen.rpartition(':')[0]}:{port}")
+            self._replicas.start(f"{self._settings.listen.rpartition(':')[0]}:{port}", self._http_address)
             self._load()
             self._replicas.wait()
+        if self._front is not None:
+            self._front.wait()
+            log.info("http", address=self._http_address)
         self._revisions.start()
         if self._certificates is not None:
             self._certificates.start()
@@ -301,6 +312,12 @@ class App:
                 port = self._server.add_secure_port(self._settings.listen, self._certificates.credentials())
         except RuntimeError as error:
             raise CannotListen(self._settings.listen, "listen") from error
+        if self._front is not None:
+            # Nobody else can open it, so that it needs no TLS.
+            self._server.add_insecure_port(self._front.upstream)
+            if self._settings.processes > 1:
+                check_free(self._settings.http_listen, "http-listen")
+            self._http_address = self._front.start(self._is_replica or self._settings.processes > 1)
         self._expose()
         if self._settings.health_listen:
             try:
@@ -321,6 +338,8 @@ class App:
     def stop(self) -> None:
         """Says NOT_SERVING, lets calls in flight finish, gives operations back and closes everything."""
         self._health.enter_graceful_shutdown()
+        if self._front is not None:
+            self._front.close()
         stopped = self._server.stop(self._settings.drain_s)
         self._replicas.stop()
         self._watch.stop()
@@ -334,6 +353,8 @@ class App:
             self._gate.stop()
         self._pool.close()
         stopped.wait()
+        if self._front is not None:
+            self._front.stop()
         self._shadows.stop()
         self._journal.stop()
         if self._tracing is not None:

@@ -28,7 +28,7 @@ class CannotListen(Exception):
         self.flag = flag
 
 
-def check_free(address: str) -> None:
+def check_free(address: str, flag: str = "listen") -> None:
     """Raises CannotListen where another program listens: with a port that is shared nobody else would say so."""
     host, _, port = address.rpartition(":")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -38,7 +38,7 @@ def check_free(address: str) -> None:
         try:
             probe.bind((host.strip("[]"), int(port)))
         except OSError as error:
-            raise CannotListen(address, "listen") from error
+            raise CannotListen(address, flag) from error
 
 
 class Replicas:
@@ -56,17 +56,24 @@ class Replicas:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="replicas", daemon=True)
 
-    def start(self, address: str) -> None:
-        """Starts them; they listen on an address once they have loaded their models."""
+    def start(self, address: str, http_address: str = "") -> None:
+        """Starts them; they listen on an address once they have loaded their models, and on one for HTTP, if any."""
         self._settings = self._settings.model_copy(
-            update={"listen": address, "trainings": 0, "jobs": 0, "processes": 1, "health_listen": ""}
+            update={
+                "listen": address,
+                "http_listen": http_address,
+                "trainings": 0,
+                "jobs": 0,
+                "processes": 1,
+                "health_listen": "",
+            }
         )
         self._processes = [self._spawn(place) for place in range(self._count)]
 
     def wait(self) -> None:
         """Returns once each listens, or has had its time; from then on those that die are replaced."""
         for process in self._processes:
-            _await_line(process)
+            await_line(process)
         if self._processes:
             self._thread.start()
 
@@ -110,7 +117,7 @@ class Replicas:
                     self._processes[place] = self._spawn(place)
 
 
-def _await_line(process: subprocess.Popen[bytes]) -> None:
+def await_line(process: subprocess.Popen[bytes]) -> None:
     """Waits until a process has written a line, which says that it listens, or has ended."""
     assert process.stdout
     timer = threading.Timer(READY_S, process.kill)

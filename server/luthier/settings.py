@@ -33,6 +33,13 @@ class Settings(BaseSettings):
 
     home: Path = Field(Path(".luthier"), description="Folder of the database, the artefacts and luthier.toml.")
     listen: str = Field("127.0.0.1:50051", description="Address and port to listen on; port 0 takes a free one.")
+    http_listen: str = Field(
+        "",
+        description="Address and port for HTTP, such as 127.0.0.1:8080; port 0 takes a free one. Empty: none.",
+    )
+    http_origins: list[str] = Field(
+        [], description="Origins of the pages that may call over HTTP, such as https://shop.example; `*`: all."
+    )
     insecure: bool = Field(False, description="Allow an address other than loopback, open to whoever reaches it.")
     tls_certificate: Path | None = Field(
         None, description="PEM file of the certificate to show, with those of the authorities between. None: no TLS."
@@ -139,8 +146,8 @@ class Settings(BaseSettings):
     def _closed_by_default(self) -> Self:
         if self.insecure:
             return self
-        for flag, listen in (("--listen", self.listen),):
-            if is_loopback(listen) or (self.tls_certificate and self.tokens):
+        for flag, listen in (("--listen", self.listen), ("--http-listen", self.http_listen)):
+            if not listen or is_loopback(listen) or (self.tls_certificate and self.tokens):
                 continue
             lacks = [
                 *([] if self.tls_certificate else ["encrypts nothing (--tls-certificate, --tls-key)"]),
@@ -178,12 +185,20 @@ class Settings(BaseSettings):
             raise ValueError(f"{source} is neither a file nor an https URL such as https://id.example.com/keys")
         return source
 
-    @field_validator("metrics_listen", "health_listen")
+    @field_validator("http_listen", "metrics_listen", "health_listen")
     @classmethod
     def _is_an_address(cls, address: str) -> str:
         if address and not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^:\[\]]+):\d{1,5}", address):
             raise ValueError(f"{address} is no address with a port, such as 127.0.0.1:9464")
         return address
+
+    @field_validator("http_origins")
+    @classmethod
+    def _are_origins(cls, origins: list[str]) -> list[str]:
+        for origin in origins:
+            if not re.fullmatch(r"\*|https?://[^/\s]+", origin):
+                raise ValueError(f"{origin} is no origin, such as https://shop.example, without a path")
+        return origins
 
     @field_validator("traces_endpoint")
     @classmethod
