@@ -20,14 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-SERVER = ROOT / "server"
+ROOTS = (ROOT / "server", ROOT / "clients" / "python", ROOT / "deploy")
 LIMIT_S = 180
 """A test that has not ended by then waits for what a broken guard does not bring, and counts as failed."""
 
 
 @dataclass(frozen=True)
 class Guard:
-    """A piece of code that a test guards, and what it reads when broken."""
+    """A piece of code that a test guards, and what it reads when broken; `file` is in one of the ROOTS."""
 
     name: str
     test: str
@@ -37,6 +37,144 @@ class Guard:
 
 
 GUARDS = [
+    Guard(
+        "deploy: several servers want a database that they share",
+        "tests/e2e/test_chart.py::test_what_cannot_work_or_is_open_is_refused",
+        "helm/luthier/templates/_helpers.tpl",
+        "{{- if and $several (not .Values.database.existingSecret) -}}",
+        "{{- if false -}}",
+    ),
+    Guard(
+        "deploy: what is open to strangers is refused",
+        "tests/e2e/test_chart.py::test_what_cannot_work_or_is_open_is_refused",
+        "helm/luthier/templates/_helpers.tpl",
+        "{{- if not .Values.insecure -}}",
+        "{{- if false -}}",
+    ),
+    Guard(
+        "deploy: the end of a pod leaves time for the drain",
+        "tests/e2e/test_chart.py::test_the_end_leaves_time_for_the_drain",
+        "helm/luthier/templates/deployment.yaml",
+        "{{ add (int .Values.preStopSeconds) (int (ceil .Values.drainSeconds)) 10 }}",
+        "30",
+    ),
+    Guard(
+        "deploy: variables are the names of settings",
+        "tests/e2e/test_chart.py::test_every_variable_is_a_setting_and_holds",
+        "helm/luthier/templates/configmap.yaml",
+        "LUTHIER_DRAIN_S:",
+        "LUTHIER_DRAIN_SECONDS:",
+    ),
+    Guard(
+        "deploy: probes ask the port without TLS",
+        "tests/e2e/test_chart.py::test_ports_and_probes_are_those_that_the_server_opens",
+        "helm/luthier/templates/deployment.yaml",
+        """          livenessProbe:
+            grpc:
+              port: 50052
+""",
+        """          livenessProbe:
+            grpc:
+              port: 50051
+""",
+    ),
+    Guard(
+        "deploy: callers find servers and no workers",
+        "tests/e2e/test_chart.py::test_selectors_find_servers_and_them_alone",
+        "helm/luthier/templates/disruption.yaml",
+        "      app.kubernetes.io/component: server\n",
+    ),
+    Guard(
+        "deploy: nothing of training is in the image for serving",
+        "tests/e2e/test_image.py::test_nothing_of_training_is_installed_and_all_is_pinned",
+        "build.sh",
+        "EXTRAS=serve,",
+        "EXTRAS=train,",
+    ),
+    Guard(
+        "certificates: what cannot be used is not shown",
+        "tests/faults/test_certificates.py::test_certificates_are_rotated_under_calls[1]",
+        "luthier/certificates.py",
+        "                self._refuse(content, error)\n                return\n",
+        "                shown = Shown(*content, serial=0, expires=0.0)\n",
+    ),
+    Guard(
+        "certificates: one that has expired cannot be used",
+        "tests/faults/test_certificates.py::test_certificates_are_rotated_under_calls[1]",
+        "luthier/certificates.py",
+        "    if expires <= time.time():\n",
+        "    if False:\n",
+    ),
+    Guard(
+        "certificates: new connections are shown the newest",
+        "tests/faults/test_certificates.py::test_certificates_are_rotated_under_calls[1]",
+        "luthier/certificates.py",
+        "        if shown is self._given:\n",
+        "        if shown:\n",
+    ),
+    Guard(
+        "certificates: files replaced one after the other are no error",
+        "tests/faults/test_certificates.py::test_files_that_are_replaced_one_after_the_other_are_no_error",
+        "luthier/certificates.py",
+        "        if content != self._odd:\n",
+        "        if False:\n",
+    ),
+    Guard(
+        "certificates: a replica starts with the last good one",
+        "tests/faults/test_certificates.py::test_a_replica_is_given_the_last_good_certificate",
+        "luthier/certificates.py",
+        "            if last_good is None:\n",
+        "            if True:\n",
+    ),
+    Guard(
+        "certificates: mutual TLS demands one of the caller",
+        "tests/faults/test_certificates.py::test_a_caller_needs_a_certificate",
+        "luthier/certificates.py",
+        "require_client_authentication=bool(self._files.client_ca)",
+        "require_client_authentication=False",
+    ),
+    Guard(
+        "certificates: an authority that was replaced is trusted no more",
+        "tests/faults/test_certificates.py::test_an_authority_that_is_replaced_signs_for_nobody_any_more",
+        "luthier/certificates.py",
+        "        context.sni_callback = self._switch\n",
+    ),
+    Guard(
+        "what others can reach takes TLS and tokens",
+        "tests/faults/test_certificates.py::test_what_others_can_reach_is_refused_unless_it_is_safe",
+        "luthier/settings.py",
+        "(self.tls_certificate and self.tokens)",
+        "self.tls_certificate",
+    ),
+    Guard(
+        "metrics that others can reach are encrypted",
+        "tests/faults/test_certificates.py::test_metrics_that_others_can_reach_need_one_too",
+        "luthier/app.py",
+        "self._certificates.context() if self._certificates is not None and is_open else None",
+        "None",
+    ),
+    Guard(
+        "a caller that only connects holds up no scrape",
+        "tests/faults/test_certificates.py::test_metrics_that_others_can_reach_need_one_too",
+        "luthier/telemetry/exposition.py",
+        "do_handshake_on_connect=False",
+        "do_handshake_on_connect=True",
+    ),
+    Guard(
+        "the port for probes has health alone",
+        "tests/faults/test_certificates.py::test_health_is_told_without_a_certificate_on_a_port_of_its_own",
+        "luthier/services/probe.py",
+        "        self._server.add_generic_rpc_handlers([handler])\n",
+        "        from grpc_health.v1 import health_pb2_grpc\n"
+        "        health_pb2_grpc.add_HealthServicer_to_server(servicer, self._server)\n",
+    ),
+    Guard(
+        "a token goes nowhere in the open",
+        "tests/e2e/test_secure_clients.py::test_a_token_goes_nowhere_in_the_open",
+        "luthier_client/channels.py",
+        "        if credentials is None and not _is_of_this_machine(place):\n",
+        "        if False:\n",
+    ),
     Guard(
         "end: a signal that comes while the process waits for one ends it",
         "tests/unit/test_signals.py",
@@ -268,7 +406,7 @@ GUARDS = [
         "a version is loaded before its alias moves",
         "tests/unit/test_pool.py::test_a_version_is_warm_before_its_alias_moves",
         "luthier/inference/pool.py",
-        "            failed = self._load_ahead(targets, versions)\n",
+        "            failed = self._load_ahead(targets, beside, versions)\n",
         "            failed: dict[Key, LuthierError] = {}\n",
     ),
     Guard(
@@ -397,6 +535,83 @@ GUARDS = [
         "        return self._add(principal, method, resource, STARTED, request_id, peer)\n",
         "        return str()\n",
     ),
+    Guard(
+        "rollouts: a caller stays with its side",
+        "tests/faults/test_rollouts.py::test_a_caller_stays_with_its_side_and_more_percent_adds_callers",
+        "luthier/inference/routing.py",
+        "    if not key:\n",
+        "    if key or not key:\n",
+    ),
+    Guard(
+        "rollouts: a candidate that may be no better is not promoted",
+        "tests/faults/test_rollouts.py::test_equal_versions_stay_undecided_under_load",
+        "luthier/judging.py",
+        "        if taken.lower > -rollout.rule.tolerance:\n",
+        "        if taken.upper > -rollout.rule.tolerance:\n",
+    ),
+    Guard(
+        "rollouts: a worse candidate is rolled back",
+        "tests/faults/test_rollouts.py::test_feedback_decides_under_load[models/m/versions/2-ROLLED_BACK]",
+        "luthier/judging.py",
+        "        elif taken.upper < 0:\n",
+        "        elif False:\n",
+    ),
+    Guard(
+        "rollouts: one of several decisions counts",
+        "tests/unit/test_rollouts.py::test_fifty_decisions_at_once_are_one[sqlite]",
+        "luthier/rollouts.py",
+        "    if row.holds is None:\n        if row.state == state",
+        "    if False:\n        if row.state == state",
+    ),
+    Guard(
+        "rollouts: a look is taken once",
+        "tests/unit/test_rollouts.py::test_a_look_is_taken_once[sqlite]",
+        "luthier/rollouts.py",
+        "            if row.holds is not None and row.looks == look - 1:\n",
+        "            if row.holds is not None:\n",
+    ),
+    Guard(
+        "rollouts: looks share the probability of an error",
+        "tests/unit/test_comparison.py::test_equal_versions_stay_undecided",
+        "luthier/comparison.py",
+        "    return alpha / (look * (look + 1))\n",
+        "    return alpha\n",
+    ),
+    Guard(
+        "rollouts: a side on which all was right is not certain",
+        "tests/unit/test_comparison.py::test_a_side_on_which_all_was_right_is_not_certain",
+        "luthier/comparison.py",
+        " + [worst * size, best * size])",
+        ")",
+    ),
+    Guard(
+        "rollouts: callers of a candidate that fails get an answer",
+        "tests/faults/test_rollouts.py::test_a_candidate_that_fails_is_rolled_back_at_once_and_callers_get_an_answer",
+        "luthier/inference/routing.py",
+        "            except Exception as error:\n                failed = error\n",
+        "            except ArithmeticError as error:\n                failed = error\n",
+    ),
+    Guard(
+        "rollouts: inputs are not kept where the caller says so",
+        "tests/faults/test_rollouts.py::test_inputs_are_kept_where_alias_and_caller_allow[3]",
+        "luthier/inference/routing.py",
+        ' and wish != "predictions"',
+        "",
+    ),
+    Guard(
+        "rollouts: shadows give way to callers",
+        "tests/unit/test_shadows.py",
+        "luthier/inference/shadows.py",
+        "        if not self._threads.waiting:\n",
+        "        if True:\n",
+    ),
+    Guard(
+        "journal: what is too much is dropped",
+        "tests/unit/test_journal.py::test_a_full_queue_drops_and_counts_and_never_waits[sqlite]",
+        "luthier/journal.py",
+        "len(self._waiting) >= MOST_WAITING or ",
+        "",
+    ),
 ]
 
 
@@ -415,14 +630,15 @@ def main() -> int:
 def verdict_on(guard: Guard) -> str:
     """Runs a guard's test on a copy of the server in which it is broken."""
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "server"
-        shutil.copytree(SERVER, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        copy = Path(folder) / "copy"
+        [root] = [root for root in ROOTS if (root / guard.file).exists()]
+        shutil.copytree(root, copy, ignore=shutil.ignore_patterns("__pycache__"))
         path = copy / guard.file
         code = path.read_text(encoding="utf-8")
         if code.count(guard.old) != 1:
             return f"cannot be run: {guard.file} no longer has the code to break"
         path.write_text(code.replace(guard.old, guard.new), encoding="utf-8")
-        # In front of the installed server, for the test and for all that it starts.
+        # In front of the one that is installed, for the test and for all that it starts.
         environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "400"}
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", guard.test]
         with subprocess.Popen(

@@ -81,6 +81,12 @@ SERVER: list[Panel] = [
     ("Resident memory", "bytes", {"{{instance}}": total("process_resident_memory_bytes", SERVERS, "instance")}),
     ("Cores in use", "short", {"{{instance}}": rate("process_cpu_seconds_total", SERVERS, "instance")}),
     ("Open files", "short", {"{{instance}}": total("process_open_fds", SERVERS, "instance")}),
+    ("Certificate good for", "s", {"{{instance}}": f"luthier_certificate_expiry_seconds{{{SERVERS}}} - time()"}),
+    (
+        "Certificates found in the files",
+        "short",
+        {"{{instance}} {{verdict}}": total("luthier_certificate_changes_total", SERVERS, "instance, verdict")},
+    ),
 ]
 ROWS = {"Predictions": PREDICTIONS, "Calls": CALLS, "Server": SERVER}
 

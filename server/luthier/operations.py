@@ -33,6 +33,7 @@ State: TypeAlias = OperationMetadata.State.ValueType
 Request: TypeAlias = (
     dataset_pb2.CreateDatasetRequest
     | model_pb2.FineTuneRequest
+    | model_pb2.FineTuneFromFeedbackRequest
     | evaluation_pb2.EvaluateRequest
     | base_pb2.PullBaseRequest
     | base_pb2.ImportBaseRequest
@@ -177,11 +178,11 @@ class Operations:
         return self.get(id)
 
     def delete(self, id: str) -> None:
-        """Forgets an operation that has ended."""
+        """Forgets an operation that has ended; raises FailedPrecondition for another."""
         with self._database.write() as connection:
             row = _row(connection, id, lock=True)
             if row.state in OPEN:
-                raise Unavailable("the operation has not ended; cancel it first")
+                raise FailedPrecondition("the operation has not ended; cancel it first")
             connection.execute(operations.delete().where(operations.c.id == id))
 
     def forget(self, before: float) -> int:

@@ -20,8 +20,10 @@ from luthier.v1 import (
     dataset_pb2,
     evaluation_pb2,
     model_pb2,
+    monitoring_pb2,
     operation_pb2,
     prediction_pb2,
+    rollout_pb2,
     task_pb2,
 )
 from luthier.v1.dataset_pb2 import DataProblem, Split
@@ -197,9 +199,11 @@ API = (
     dataset_pb2,
     model_pb2,
     evaluation_pb2,
+    monitoring_pb2,
     prediction_pb2,
     batch_prediction_pb2,
     operation_pb2,
+    rollout_pb2,
 )
 ROOT = Path(luthier_client.__file__).parent
 OF_THE_SDK = {"close", "upload", "resolve_version", "stream_predict", "wait_operation"}

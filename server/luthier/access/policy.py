@@ -10,7 +10,7 @@ from luthier.access.principal import Principal, Role
 from luthier.errors import PermissionDenied
 from luthier.task import Task
 
-Kind: TypeAlias = Literal["model", "dataset", "operation", "evaluation"]
+Kind: TypeAlias = Literal["model", "dataset", "operation", "evaluation", "rollout", "prediction"]
 
 
 class Named(NamedTuple):
@@ -50,6 +50,24 @@ class Short(Field):
     def id(self, value: str) -> str:
         """`beer`."""
         return value.partition("@")[0].partition("/")[0].partition(".")[0]
+
+
+@dataclass(frozen=True)
+class Id(Field):
+    """A field that holds an id, and nothing but that."""
+
+    def id(self, value: str) -> str:
+        """The same."""
+        return value
+
+
+@dataclass(frozen=True)
+class OfFeedback(Short):
+    """A field that holds a data set's id, or is empty for the one of the model's feedback."""
+
+    def read(self, message: Any) -> str:
+        """That id."""
+        return super().read(message) or f"{_model('model').read(message)}-feedback"
 
 
 @dataclass(frozen=True)
@@ -105,6 +123,7 @@ def _dataset(name: str, optional: bool = False) -> Field:
 
 _OPERATION = (Field("name", "operation"),)
 _EVALUATION = (Field("name", "evaluation"),)
+_ROLLOUT = (Field("name", "rollout"),)
 _MODELS = Part("models", [_model("name")])
 _DATASETS = Part("datasets", [_dataset("name")])
 _OPERATIONS = Part("operations", _OPERATION)
@@ -143,6 +162,9 @@ RULES: Mapping[str, Rule] = {
         Role.TUNER,
         [_short("model_id"), _dataset("dataset"), _model("base", optional=True)],
     ),
+    "/luthier.v1.ModelService/FineTuneFromFeedback": Rule(
+        Role.TUNER, [_model("model"), OfFeedback("dataset_id", "dataset")]
+    ),
     "/luthier.v1.ModelService/GetModel": Rule(Role.VIEWER, [_model("name")]),
     "/luthier.v1.ModelService/ListModels": Rule(Role.VIEWER, part=_MODELS),
     "/luthier.v1.ModelService/DeleteModel": Rule(Role.TUNER, [_model("name")]),
@@ -162,11 +184,22 @@ RULES: Mapping[str, Rule] = {
     "/luthier.v1.PredictionService/Predict": TYPED,
     "/luthier.v1.PredictionService/StreamPredict": TYPED,
     "/luthier.v1.PredictionService/Render": TYPED,
+    "/luthier.v1.PredictionService/RecordFeedback": Rule(Role.CALLER, [Id("prediction_id", "prediction")]),
     "/luthier.v1.BatchPredictionService/BatchPredict": Rule(Role.TUNER, [_model("model"), _dataset("dataset")]),
     "/luthier.v1.BatchPredictionService/DownloadPredictions": Rule(Role.CALLER, _OPERATION),
+    "/luthier.v1.MonitoringService/GetDrift": Rule(Role.VIEWER, [_model("model")]),
+    "/luthier.v1.MonitoringService/ListDriftWindows": Rule(Role.VIEWER, [_model("model")]),
     "/luthier.v1.OperationService/WatchOperation": Rule(Role.VIEWER, _OPERATION),
     "/luthier.v1.OperationService/PauseOperation": Rule(Role.TUNER, _OPERATION),
     "/luthier.v1.OperationService/ResumeOperation": Rule(Role.TUNER, _OPERATION),
+    "/luthier.v1.RolloutService/StartRollout": Rule(Role.TUNER, [_model("alias")]),
+    "/luthier.v1.RolloutService/GetRollout": Rule(Role.VIEWER, _ROLLOUT),
+    "/luthier.v1.RolloutService/ListRollouts": Rule(
+        Role.VIEWER, [_model("model", optional=True)], Part("rollouts", [_model("alias")])
+    ),
+    "/luthier.v1.RolloutService/UpdateRollout": Rule(Role.TUNER, _ROLLOUT),
+    "/luthier.v1.RolloutService/StopRollout": Rule(Role.TUNER, _ROLLOUT),
+    "/luthier.v1.RolloutService/WatchRollout": Rule(Role.VIEWER, _ROLLOUT),
     "/luthier.v1.TokenService/CreateToken": _ADMIN,
     "/luthier.v1.TokenService/ListTokens": _ADMIN,
     "/luthier.v1.TokenService/RevokeToken": _ADMIN,
@@ -197,7 +230,7 @@ RULES: Mapping[str, Rule] = {
 }
 
 Resolve: TypeAlias = Callable[[Principal, Sequence[Named]], Sequence[bool]]
-"""Says of each operation or evaluation whether a restricted principal may name it."""
+"""Says of each resource that is neither a model nor a data set whether a restricted principal may name it."""
 
 
 class Policy:
@@ -246,9 +279,9 @@ class Policy:
         return response
 
     def _may(self, principal: Principal, named: Sequence[Named]) -> list[bool]:
-        asked = [each for each in named if each.kind in ("operation", "evaluation")]
-        answers = iter(self._resolve(principal, asked) if asked else ())
         scopes = {"model": principal.models, "dataset": principal.datasets}
+        asked = [each for each in named if each.kind not in scopes]
+        answers = iter(self._resolve(principal, asked) if asked else ())
         return [scopes[each.kind].has(each.id) if each.kind in scopes else next(answers) for each in named]
 
 

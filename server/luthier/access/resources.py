@@ -1,7 +1,9 @@
-"""Which operations and evaluations a principal with a scope may name: those that it could have asked for."""
+"""Which operations, evaluations, rollouts and predictions a principal with a scope may name: those that it could have
+asked for."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,13 +12,17 @@ from google.protobuf.message import Message
 
 from luthier.access.policy import RULES, Named
 from luthier.access.principal import Principal
-from luthier.database import Database, evaluations, operations
+from luthier.database import Database, evaluations, operations, predictions, rollouts
 from luthier.v1 import base_pb2, batch_prediction_pb2, dataset_pb2, evaluation_pb2, model_pb2
 from luthier.v1.operation_pb2 import OperationMetadata
 
 _STARTED_BY: Mapping[int, tuple[type[Message], str]] = {
     OperationMetadata.KIND_CREATE_DATASET: (dataset_pb2.CreateDatasetRequest, "DatasetService/CreateDataset"),
     OperationMetadata.KIND_FINE_TUNE: (model_pb2.FineTuneRequest, "ModelService/FineTune"),
+    OperationMetadata.KIND_FINE_TUNE_FROM_FEEDBACK: (
+        model_pb2.FineTuneFromFeedbackRequest,
+        "ModelService/FineTuneFromFeedback",
+    ),
     OperationMetadata.KIND_EVALUATE: (evaluation_pb2.EvaluateRequest, "EvaluationService/Evaluate"),
     OperationMetadata.KIND_PULL_BASE: (base_pb2.PullBaseRequest, "BaseService/PullBase"),
     OperationMetadata.KIND_IMPORT_BASE: (base_pb2.ImportBaseRequest, "BaseService/ImportBase"),
@@ -35,14 +41,20 @@ class Resources:
         self._database = database
 
     def may(self, principal: Principal, named: Sequence[Named]) -> list[bool]:
-        """Whether a principal may name each of some operations and evaluations. What is not there, anybody may."""
-        ids = {kind: [each.id for each in named if each.kind == kind] for kind in ("operation", "evaluation")}
+        """Whether a principal may name each of some resources. What is not there, anybody may."""
+        ids: dict[str, list[str]] = defaultdict(list)
+        for each in named:
+            ids[each.kind].append(each.id)
         found: dict[tuple[str, str], bool] = {}
         with self._database.read() as connection:
             for row in _rows(connection, operations, ids["operation"]):
                 found["operation", row.id] = _could_have_started(principal, row)
             for row in _rows(connection, evaluations, ids["evaluation"]):
                 found["evaluation", row.id] = principal.models.has(row.model) and principal.datasets.has(row.dataset)
+            for row in _rows(connection, rollouts, ids["rollout"]):
+                found["rollout", row.id] = principal.models.has(row.model)
+            for row in _rows(connection, predictions, ids["prediction"]):
+                found["prediction", row.id] = principal.models.has(row.version.split("/")[1])
         return [found.get((each.kind, each.id), True) for each in named]
 
 

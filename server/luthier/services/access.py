@@ -20,6 +20,7 @@ from luthier.access.principal import Credentials, Principal, Role, acting
 from luthier.access.quotas import Rates
 from luthier.errors import LuthierError
 from luthier.services.binding import Behavior, behavior_of, with_behavior
+from luthier.services.callers import origin
 from luthier.services.interceptor import CHANGES
 from luthier.telemetry.calls import Call, current
 
@@ -77,8 +78,8 @@ class _Method:
         """Who calls, and by which rule; raises Unauthenticated, PermissionDenied."""
         call = current.get()
         assert call is not None
-        certificate = context.auth_context() if self.guards.gate.asks_plugins else {}
-        credentials = Credentials(call.metadata(), context.peer(), certificate)
+        peer, certificate = origin(context, self.guards.gate.asks_plugins)
+        credentials = Credentials(call.metadata(), peer, certificate)
         try:
             principal = self.guards.gate.principal(credentials)
             call.principal = principal.name

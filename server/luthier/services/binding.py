@@ -11,7 +11,7 @@ import grpc
 
 Behavior = Callable[[Any, grpc.ServicerContext], Any]
 
-_LONG = frozenset({"WaitOperation"})
+_LONG = frozenset({"WaitOperation", "RecordFeedback"})
 """Unary methods that may hold their thread as long as a stream does."""
 
 _KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
@@ -81,10 +81,12 @@ def behavior_of(handler: grpc.RpcMethodHandler) -> Behavior:
     return behavior
 
 
-def with_behavior(handler: grpc.RpcMethodHandler, behavior: Behavior) -> grpc.RpcMethodHandler:
-    """The same handler around another function."""
+def with_behavior(
+    handler: grpc.RpcMethodHandler, behavior: Behavior, deserializer: Callable[[bytes], Any] | None = None
+) -> grpc.RpcMethodHandler:
+    """The same handler around another function, and with another way to read requests where one is given."""
     make = getattr(grpc, f"{_kind(handler)}_rpc_method_handler")
-    return make(behavior, handler.request_deserializer, handler.response_serializer)
+    return make(behavior, deserializer or handler.request_deserializer, handler.response_serializer)
 
 
 def _kind(handler: grpc.RpcMethodHandler) -> str:

@@ -28,6 +28,8 @@ from luthier.v1.operation_pb2 import OperationMetadata
 
 MOST_CHUNK_BYTES = 2**20
 MOST_UPLOAD_BYTES = 64 * 2**30
+MOST_FILES = 1000
+"""Of one data set; each is looked up in the database."""
 FREE_BYTES = 2**30
 """What an upload must leave free on the disk, for the database and for trainings."""
 
@@ -97,7 +99,7 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         self, request: dataset_pb2.ListDatasetsRequest, context: grpc.ServicerContext
     ) -> dataset_pb2.ListDatasetsResponse:
         """A page, by name."""
-        size, key = paging.size_of(request.page_size), paging.key_of(request.page_token)
+        size, key = paging.size_of(request.page_size), paging.key_of(request.page_token, str)
         found = self._registry.datasets(request.task, key[0] if key else "", size + 1)
         token = paging.token_of(found[size - 1].name.partition("/")[2]) if len(found) > size else ""
         return dataset_pb2.ListDatasetsResponse(datasets=found[:size], next_page_token=token)
@@ -114,7 +116,7 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
     ) -> dataset_pb2.ListDatasetVersionsResponse:
         """A page, newest first."""
         id = names.parse("datasets/{dataset}", request.parent, "parent")[0]
-        size, key = paging.size_of(request.page_size), paging.key_of(request.page_token)
+        size, key = paging.size_of(request.page_size), paging.key_of(request.page_token, int)
         self._registry.dataset(id)
         found = self._registry.dataset_versions(id, key[0] if key else None, size + 1)
         token = paging.token_of(int(found[size - 1].name.rpartition("/")[2])) if len(found) > size else ""
@@ -148,6 +150,8 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         violations = {}
         if not request.files:
             violations["files"] = "there are none; upload them first"
+        if len(request.files) > MOST_FILES:
+            return {"files": f"{len(request.files)} in one data set; at most {MOST_FILES} are taken, or a zip of more"}
         if request.format and request.format not in task.formats:
             violations["format"] = f"{request.format!r} is none of {', '.join(task.formats)}"
         roles = ("", *PARTS, *task.extra_files)

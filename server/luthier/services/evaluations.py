@@ -44,7 +44,7 @@ class EvaluationService(evaluation_pb2_grpc.EvaluationServiceServicer):
         self, request: evaluation_pb2.ListEvaluationsRequest, context: grpc.ServicerContext
     ) -> evaluation_pb2.ListEvaluationsResponse:
         """A page, newest first. Curves are left out: with those of a hundred evaluations a page would be megabytes."""
-        size, key = paging.size_of(request.page_size), paging.key_of(request.page_token)
+        size, key = paging.size_of(request.page_size), paging.key_of(request.page_token, float, str)
         found = self._registry.evaluations(
             names.parse_versioned("models", request.model, "model") if request.model else None,
             names.parse_versioned("datasets", request.dataset, "dataset") if request.dataset else None,

@@ -7,19 +7,20 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import sqlalchemy as sa
 import structlog
 from google.longrunning import operations_pb2
 from google.protobuf.message import DecodeError
-from google.rpc import code_pb2, error_details_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from luthier.errors import DeadlineExceeded, LuthierError, Unavailable
+from luthier.errors import DeadlineExceeded, LuthierError, MalformedRequest, Unavailable
 from luthier.logs import unexpected
 from luthier.services.binding import Behavior, behavior_of, with_behavior
+from luthier.services.statuses import fitting
 from luthier.telemetry.calls import REQUEST_ID, Call, current
 from luthier.telemetry.meters import Meters, MethodMeter
 from luthier.telemetry.traces import Tracing
@@ -28,7 +29,8 @@ log = structlog.get_logger()
 
 CHANGES = re.compile(
     r"/(luthier\.v1|google\.longrunning|inference)\.\w+/"
-    r"(Create|Delete|Set|Upload|Pull|Import|FineTune|Evaluate|BatchPredict|Cancel|Pause|Resume|Revoke|RepositoryModel)\w*"
+    r"(Create|Delete|Set|Upload|Pull|Import|FineTune|Evaluate|BatchPredict|Cancel|Pause|Resume|Revoke|RepositoryModel"
+    r"|StartRollout|UpdateRollout|StopRollout)\w*"
 )
 """Methods that change something. Each call of theirs is a line in the log, and is answered with its request id."""
 
@@ -67,7 +69,28 @@ class CallInterceptor(grpc.ServerInterceptor):
         if handler.request_streaming:
             behavior = _taking_up(behavior)
         method = _Method(name, self._meters.method(name), self._tracing, CHANGES.fullmatch(name) is not None)
-        return with_behavior(handler, (_stream if handler.response_streaming else _unary)(behavior, method))
+        wrapped = (_stream if handler.response_streaming else _unary)(behavior, method)
+        return with_behavior(handler, wrapped, _guarded(handler.request_deserializer))
+
+
+class _Unread(NamedTuple):
+    """In the place of a request that could not be read."""
+
+    error: Exception
+
+
+def _guarded(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """The same, but what it raises ends the call as what a behavior raises does; grpc would say INTERNAL and log it."""
+
+    def read(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError:
+            return _Unread(MalformedRequest("the bytes are no message of this method"))
+        except Exception as error:
+            return _Unread(error)
+
+    return read
 
 
 @dataclass(frozen=True)
@@ -105,6 +128,8 @@ def _unary(behavior: Behavior, method: _Method) -> Behavior:
         arrived, code, response = call.arrived, "UNKNOWN", None
         try:
             _check_deadline(context)
+            if type(request) is _Unread:
+                raise request.error
             response = behavior(request, context)
             code = _said(context, "OK")
             return response
@@ -126,6 +151,8 @@ def _stream(behavior: Behavior, method: _Method) -> Behavior:
         # Where the caller goes away, grpc drops the generator.
         arrived, code = call.arrived, "CANCELLED"
         try:
+            if type(request) is _Unread:
+                raise request.error
             yield from behavior(request, context)
             code = _said(context, "OK")
         except Exception as error:
@@ -154,6 +181,8 @@ def _arrivals(requests: Iterator[Any]) -> Iterator[Any]:
     assert call is not None
     for request in requests:
         call.arrived = perf_counter()
+        if type(request) is _Unread:
+            raise request.error
         yield request
 
 
@@ -171,10 +200,14 @@ def _ended(error: Exception, context: grpc.ServicerContext, method: str, call: C
         status = Unavailable("the database does not answer; try again").status()
     elif not context.is_active():
         return _said(context, "CANCELLED"), None
-    elif isinstance(error, DecodeError) or context.code() is not None:
+    elif isinstance(error, NotImplementedError) and context.code() is grpc.StatusCode.UNIMPLEMENTED:
+        # As generated servicers have it for what a method's own servicer leaves out; grpc would log it as a failure.
+        status = status_pb2.Status(code=code_pb2.UNIMPLEMENTED, message="this server does not have the method")
+    elif context.code() is not None:
         return _said(context, "UNKNOWN"), None
     else:
         status = unexpected(error, method)
+    status = fitting(status)
     status.details.add().Pack(error_details_pb2.RequestInfo(request_id=call.request_id))
     ended = rpc_status.to_status(status)
     ended = ended._replace(trailing_metadata=(*ended.trailing_metadata, (REQUEST_ID, call.request_id)))

@@ -19,7 +19,7 @@ class TaskService(task_pb2_grpc.TaskServiceServicer):
         self, request: task_pb2.ListTasksRequest, context: grpc.ServicerContext
     ) -> task_pb2.ListTasksResponse:
         """A page of tasks, and all failures."""
-        size, key = paging.size_of(request.page_size), paging.key_of(request.page_token)
+        size, key = paging.size_of(request.page_size), paging.key_of(request.page_token, str)
         ids = [id for id in self._plugins.loaded if key is None or id > key[0]]
         return task_pb2.ListTasksResponse(
             tasks=[to_proto(self._plugins.loaded[id]) for id in ids[:size]],

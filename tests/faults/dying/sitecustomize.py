@@ -53,7 +53,7 @@ def watch_commits() -> None:
 
 
 if "luthier.worker" in sys.orig_argv:
-    _, _, attempt, kind, _ = sys.orig_argv[sys.orig_argv.index("luthier.worker") + 1 :]
+    _, attempt, kind, _ = sys.orig_argv[sys.orig_argv.index("luthier.worker") + 1 :]
     if attempt == "1" and kind == "KIND_FINE_TUNE":
         os.fsync = syncing
         sys.addaudithook(renaming)
