@@ -27,8 +27,6 @@ from luthier.v1 import (
     task_pb2,
     task_pb2_grpc,
 )
-from luthier_client import Client
-from luthier_client.cli.app import app
 from support import ROOT, Server, serving, status_of
 
 
@@ -175,6 +173,9 @@ def test_a_plugin_says_who_calls(tmp_path: Path) -> None:
 
 def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from typer.testing import CliRunner
+
+    from luthier_client.cli.app import app
+    from luthier_client.client import Client
 
     with serving(tmp_path, "--tokens", "--jobs", "0") as server:
         secret = (tmp_path / "admin.token").read_text().strip()

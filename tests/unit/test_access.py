@@ -25,11 +25,12 @@ from luthier.access import Credentials, Limits, Principal, Role, Scope, quotas
 from luthier.access.audit import Asked, Audit
 from luthier.access.gate import CannotOpen, Gate, make
 from luthier.access.jwt_tokens import LEEWAY_S, BadKeys, JwtTokens, KeySet, parse
-from luthier.access.policy import Field, Policy, Rule, Short
+from luthier.access.policy import Field, Named, Policy, Rule, Short
 from luthier.access.policy_file import BadPolicy, PolicyFile
 from luthier.access.policy_file import parse as parse_policy
 from luthier.access.principal import acting
 from luthier.access.quotas import Bucket, Rates
+from luthier.access.resources import Resources
 from luthier.access.tokens import ADMIN_FILE, Tokens, digest_of
 from luthier.database import Database
 from luthier.errors import PermissionDenied, QuotaExceeded, Unauthenticated, Unavailable
@@ -37,9 +38,10 @@ from luthier.operations import Operations
 from luthier.registry import Registry
 from luthier.services.access import AccessInterceptor
 from luthier.services.interceptor import CallInterceptor
+from luthier.services.tokens import AuditService, TokenService
 from luthier.settings import Settings
 from luthier.telemetry.meters import Meters
-from luthier.v1 import base_pb2, dataset_pb2
+from luthier.v1 import access_pb2, base_pb2, dataset_pb2
 from luthier.v1.operation_pb2 import OperationMetadata
 
 ANN = Principal("ann", Role.TUNER)
@@ -550,6 +552,38 @@ def test_a_call_is_written_down_before_its_work_begins(database: Database) -> No
     assert not audit.page(Asked(method="Alias"), None, 10)
     assert not audit.page(Asked(resource="models/_"), None, 10)
     assert audit.forget(time.time() + 1) == 1
+
+
+def test_words_of_strangers_are_written_down_as_a_database_takes_them(database: Database) -> None:
+    audit = Audit(database)
+    audit.refused("", "/luthier.v1.ModelService/DeleteModel", "models/\0a\nb" + "x" * 9999, "UNAUTHENTICATED", "r", "p")
+    [row] = audit.page(Asked(resource="models/\0a\nb" + "x" * 9999), None, 10)
+    assert row.resource == "models/?a?b" + "x" * 501
+    assert not audit.page(Asked(principal="\0", method="\0"), None, 10)
+    nobody = Principal("ann", Role.VIEWER, models=Scope(["shop"]))
+    assert Resources(database).may(nobody, [Named("operation", "\0"), Named("evaluation", "\0")]) == [True, True]
+
+
+def test_pages_follow_one_another(database: Database) -> None:
+    audit, tokens = Audit(database), Tokens(database)
+    for number in range(3):
+        audit.refused(f"p{number}", "/luthier.v1.ModelService/SetAlias", "", "UNAUTHENTICATED", "r", "p")
+        tokens.create(f"p{number}", Role.VIEWER)
+    context: Any = None
+    audited, token = [], ""
+    while token or not audited:
+        entries = access_pb2.ListAuditEntriesRequest(page_size=1, page_token=token)
+        answer = AuditService(audit, True).ListAuditEntries(entries, context)
+        audited += [entry.principal for entry in answer.audit_entries]
+        token = answer.next_page_token
+    held = []
+    while token or not held:
+        listed = TokenService(tokens, True).ListTokens(
+            access_pb2.ListTokensRequest(page_size=1, page_token=token), context
+        )
+        held += [each.principal for each in listed.tokens]
+        token = listed.next_page_token
+    assert audited == held == ["p2", "p1", "p0"]
 
 
 def test_strangers_cannot_fill_the_audit_log(database: Database) -> None:

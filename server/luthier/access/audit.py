@@ -47,7 +47,7 @@ class Audit:
     def end(self, id: str, code: str, resource: str) -> None:
         """Writes down how it ended."""
         with self._database.write() as connection:
-            connection.execute(audit.update().where(audit.c.id == id).values(code=code, resource=resource[:_LONGEST]))
+            connection.execute(audit.update().where(audit.c.id == id).values(code=code, resource=_clean(resource)))
 
     def refused(self, principal: str, method: str, resource: str, code: str, request_id: str, peer: str) -> None:
         """Writes down a call that was not let in."""
@@ -62,13 +62,14 @@ class Audit:
             time, id = after
             query = query.where((audit.c.time < time) | ((audit.c.time == time) & (audit.c.id > id)))
         if asked.principal:
-            query = query.where(audit.c.principal == asked.principal)
+            query = query.where(audit.c.principal == _clean(asked.principal))
         if asked.method:
-            ending = audit.c.method.endswith(f"/{asked.method.lstrip('/')}", autoescape=True)
-            query = query.where((audit.c.method == asked.method) | ending)
+            method = _clean(asked.method)
+            ending = audit.c.method.endswith(f"/{method.lstrip('/')}", autoescape=True)
+            query = query.where((audit.c.method == method) | ending)
         if asked.resource:
             listed = ", " + audit.c.resource + ", "
-            query = query.where(listed.contains(f", {asked.resource}, ", autoescape=True))
+            query = query.where(listed.contains(f", {_clean(asked.resource)}, ", autoescape=True))
         if asked.start_time is not None:
             query = query.where(audit.c.time >= asked.start_time)
         if asked.end_time is not None:
@@ -86,9 +87,9 @@ class Audit:
         row = {
             "id": id,
             "time": now(),
-            "principal": principal,
+            "principal": _clean(principal),
             "method": method,
-            "resource": resource[:_LONGEST],
+            "resource": _clean(resource),
             "code": code,
             "request_id": request_id,
             "peer": peer,
@@ -96,3 +97,8 @@ class Audit:
         with self._database.write() as connection:
             connection.execute(audit.insert().values(row))
         return id
+
+
+def _clean(text: str) -> str:
+    """A stranger's words, as a database takes them and people can read them."""
+    return "".join(each if each.isprintable() else "?" for each in text[:_LONGEST])

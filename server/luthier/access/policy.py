@@ -129,6 +129,8 @@ _DATASETS = Part("datasets", [_dataset("name")])
 _OPERATIONS = Part("operations", _OPERATION)
 _EVALUATIONS = Part("evaluations", [_model("model_version"), _dataset("dataset_version")])
 
+_LONGEST = 63
+
 PUBLIC = Rule(Role.NONE)
 """For those who ask whether a server is up before they send it callers, such as load balancers, which hold no secret.
 They learn yes or no."""
@@ -286,8 +288,8 @@ class Policy:
 
 
 def text(named: Named) -> str:
-    """`models/beer`."""
-    return f"{named.kind}s/{named.id}"
+    """`models/beer`, and no more of it than an id has."""
+    return f"{named.kind}s/{named.id[:_LONGEST]}"
 
 
 def table(rules: Mapping[str, Rule] = RULES) -> str:

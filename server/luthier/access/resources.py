@@ -59,7 +59,9 @@ class Resources:
 
 
 def _rows(connection: sa.Connection, table: sa.Table, ids: Sequence[str]) -> Sequence[sa.Row[tuple[Any, ...]]]:
-    return connection.execute(sa.select(table).where(table.c.id.in_(ids))).all() if ids else []
+    # What is no id is not there; some databases do not even take it.
+    asked = [id for id in ids if id.isprintable()]
+    return connection.execute(sa.select(table).where(table.c.id.in_(asked))).all() if asked else []
 
 
 def _could_have_started(principal: Principal, row: sa.Row[tuple[Any, ...]]) -> bool:
