@@ -316,8 +316,8 @@ class Client:
         """Tunes a version further on its live predictions whose labels came back, and publishes the next version.
 
         They become a version of the data set `dataset_id` (`{model}-feedback` where that is empty), joined with what
-        the version was tuned on unless it is to be `feedback_only`. `since` and `until` bound the time; without them all
-        count since the version was published. The config is the version's own where none is given.
+        the version was tuned on unless it is to be `feedback_only`. `since` and `until` bound the time; without them
+        all count since the version was published. The config is the version's own where none is given.
         """
         config_type = self.get_task(self.get_model(model).task).config_type if isinstance(config, Mapping) else ""
         request = requests.fine_tune_from_feedback(
