@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 import grpc
@@ -13,8 +14,10 @@ import pytest
 import yaml
 
 from certificates import Authority
+from luthier.database import Database, drift_windows
 from luthier.tasks.recommendation.v1 import recommendation_pb2 as recommendation
 from luthier.tasks.recommendation.v1 import recommendation_pb2_grpc as recommendation_grpc
+from luthier.v1.monitoring_pb2 import Calibration, Drift, FeatureDrift, LiveScore
 from scrapes import Scrape, names, scrape
 from support import ROOT, create_dataset, fine_tune, interactions, serving
 
@@ -51,7 +54,22 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Scrape:
         fine_tune(server, "shop", "recommendation", "shop", POPULARITY)
         request = recommendation.RecommendRequest(model="shop", instances=[recommendation.Instance(user="u1")])
         server.stub(recommendation_grpc.RecommendationServiceStub).Recommend(request)
+        watched(home)
         return scrape(server)
+
+
+def watched(home: Path) -> None:
+    """A window of the model in which there is everything that a window may have."""
+    window = Drift(
+        features=[FeatureDrift(name="answered")],
+        calibration=Calibration(expected_error=0.1),
+        live=LiveScore(metric="accuracy"),
+    )
+    row = {"model": "shop", "number": 1, "end_time": 0.0, "verdict": Drift.VERDICT_STEADY}
+    database = Database(f"sqlite:///{home / 'luthier.db'}")
+    with database.write() as connection:
+        connection.execute(drift_windows.insert().values(record=window.SerializeToString(), **row))
+    database.close()
 
 
 def words(expression: str) -> set[str]:
