@@ -13,13 +13,14 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 ACME := tests/plugins/acme_regression
 TRITON := .tools/triton
+CONNECT := .tools/connect
 
 .PHONY: demo test guards lint protos bench quality constraints install
 
 demo: $(VENV)/.train
 	$(BIN)/luthier demo $(ARGS)
 
-test: $(VENV)/.acme $(TRITON)/.made
+test: $(VENV)/.acme $(TRITON)/.made $(CONNECT)/.made
 	$(BIN)/python -m pytest $(ARGS)
 
 # Breaks what tests guard, one guard at a time, and shows that its test fails: a quarter of an hour.
@@ -48,13 +49,19 @@ quality: $(VENV)/.train
 constraints: $(VENV)/.dev
 	$(BIN)/python tools/pin.py > constraints.txt
 
-install: $(VENV)/.acme $(TRITON)/.made
+install: $(VENV)/.acme $(TRITON)/.made $(CONNECT)/.made
 
 # Triton's client tools, which want an older protobuf: an environment of their own. perf_analyzer also wants Debian's libb64-0d.
 $(TRITON)/.made:
 	$(PYTHON) -m venv $(TRITON)
 	$(TRITON)/bin/pip install --quiet --disable-pip-version-check 'tritonclient[grpc,http]==2.50.0' nvidia-cuda-runtime-cu12==12.9.79
 	touch $@
+
+# A Connect client, for the test that calls by it. Wants npm and Node 20 or newer; without them the test is left out.
+$(CONNECT)/.made: $(wildcard tests/security/connect/package*.json)
+	mkdir -p $(CONNECT)
+	cp tests/security/connect/package.json tests/security/connect/package-lock.json tests/security/connect/.npmrc $(CONNECT)
+	if command -v npm > /dev/null; then cd $(CONNECT) && npm ci --silent --no-audit --no-fund && touch .made; fi
 
 # Stamps: made again when what they were made from has changed. One environment serves all; [dev] includes [train].
 $(BIN)/python:
