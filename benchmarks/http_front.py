@@ -56,7 +56,8 @@ def over_http(address: str) -> Ask:
 
     def ask(user: str) -> None:
         body = json.dumps({"model": "shop", "instances": [{"user": user}]})
-        head = f"POST {METHOD} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = f"POST {METHOD} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head += f"Content-Length: {len(body)}\r\n\r\n"
         connection.sendall((head + body).encode())
         assert answers.readline() == b"HTTP/1.1 200 OK\r\n"
         length = 0
