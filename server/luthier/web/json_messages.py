@@ -25,8 +25,10 @@ _WITHIN = re.compile(r"Failed to parse (\w+) field: ")
 def parse(kind: type[Message], pool: DescriptorPool, text: bytes) -> bytes:
     """A message of a type, written as JSON, in the wire format; raises Failure that names the field."""
     message = kind()
+    if text[:1] != b"{" and not text.lstrip().startswith(b"{"):
+        raise Failure.of(InvalidArgument({"body": "is no JSON object"}))
     try:
-        json_format.Parse(text or b"{}", message, descriptor_pool=pool, max_recursion_depth=MOST_DEPTH)
+        json_format.Parse(text, message, descriptor_pool=pool, max_recursion_depth=MOST_DEPTH)
         return message.SerializeToString()
     except json_format.ParseError as error:
         raise Failure.of(InvalidArgument(_violation(str(error)))) from None
@@ -63,8 +65,8 @@ def _violation(said: str) -> dict[str, str]:
         name, parent = unknown.groups()
         return {_path(f"{parent}.{name[:_SHOWN]}"): "there is no such field"}
     places = _AT.findall(why)
-    field = _path(places[-1]) if places else ".".join(within)
-    return {field or "body": _AT.sub("", why).rstrip(".\n")[:_SHOWN]}
+    field = (_path(places[-1]) if places else "") or ".".join(within) or "body"
+    return {field: _AT.sub("", why).rstrip(".\n")[:_SHOWN]}
 
 
 def _path(place: str) -> str:

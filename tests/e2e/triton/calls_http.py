@@ -1,4 +1,4 @@
-"""What Triton's Python client asks of a server over HTTP, run in an environment of its own: python calls_http.py ADDRESS.
+"""What Triton's Python client asks of a server over HTTP, in an environment of its own: python calls_http.py ADDRESS.
 
 Prints as JSON what it was told, for the test to check.
 """
