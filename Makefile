@@ -75,7 +75,7 @@ $(DEPLOY)/.made: Makefile
 $(CONNECT)/.made: $(wildcard tests/security/connect/package*.json)
 	mkdir -p $(CONNECT)
 	cp tests/security/connect/package.json tests/security/connect/package-lock.json tests/security/connect/.npmrc $(CONNECT)
-	if command -v npm > /dev/null; then cd $(CONNECT) && npm ci --silent --no-audit --no-fund && touch .made; fi
+	cd $(CONNECT) && npm ci --silent --no-audit --no-fund && touch .made || echo "npm cannot install it: its test is left out"
 
 # Stamps: made again when what they were made from has changed. One environment serves all; [dev] includes [train].
 $(BIN)/python:
