@@ -38,6 +38,41 @@ class Guard:
 
 GUARDS = [
     Guard(
+        "drift: the error is shared by all facts of a window",
+        "tests/unit/test_drift.py::test_the_error_is_shared_by_all_facts",
+        "luthier/drift.py",
+        "        if one.p_value * (len(found) - rank) > error:\n",
+        "        if one.p_value > error:\n",
+    ),
+    Guard(
+        "drift: what is sure but too small to matter raises no alarm",
+        "tests/unit/test_drift.py::test_a_shift_too_small_to_matter_raises_none_however_sure_it_is",
+        "luthier/drift.py",
+        '        one.alarm = one.value >= (LEAST_DISTANCE if one.statistic == "ks" else LEAST_INDEX)\n',
+        "        one.alarm = True\n",
+    ),
+    Guard(
+        "drift: a text of the test part is not measured by its own words",
+        "tests/unit/test_drift.py::test_windows_without_drift_raise_few_alarms",
+        "luthier/drift.py",
+        "kept, floor, own=1)\n",
+        "kept, floor, own=0)\n",
+    ),
+    Guard(
+        "drift: servers that share a database look at a window once",
+        "tests/e2e/test_drift.py::test_of_servers_that_share_a_database_one_looks_at_a_window",
+        "luthier/monitoring.py",
+        "            return insert_or_skip(connection, db.drift_windows, row)\n",
+        "            return insert_or_skip(connection, db.drift_windows, row) or True\n",
+    ),
+    Guard(
+        "feedback: a second attempt goes on with the data set of the first",
+        "tests/e2e/test_drift.py::test_an_attempt_that_dies_between_both_steps_makes_no_second_data_set",
+        "luthier/worker/feedback.py",
+        "    dataset = _made(job, request.dataset_id) or _make(job, version, request)\n",
+        "    dataset = _make(job, version, request)\n",
+    ),
+    Guard(
         "end: a signal that comes while the process waits for one ends it",
         "tests/unit/test_signals.py",
         "luthier/signals.py",
