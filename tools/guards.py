@@ -350,14 +350,14 @@ GUARDS = [
     ),
     Guard(
         "rollouts: one of several decisions counts",
-        "tests/unit/test_rollouts.py::test_fifty_decisions_at_once_are_one[sqlite]",
+        "tests/unit/test_rollout_state.py::test_fifty_hands_at_once_are_one[sqlite]",
         "luthier/rollouts.py",
         "    if row.holds is None:\n        if row.state == state",
         "    if False:\n        if row.state == state",
     ),
     Guard(
         "rollouts: a look is taken once",
-        "tests/unit/test_rollouts.py::test_a_look_is_taken_once[sqlite]",
+        "tests/unit/test_rollout_state.py::test_a_look_is_taken_once[sqlite]",
         "luthier/rollouts.py",
         "            if row.holds is not None and row.looks == look - 1:\n",
         "            if row.holds is not None:\n",
@@ -373,8 +373,8 @@ GUARDS = [
         "rollouts: a side on which all was right is not certain",
         "tests/unit/test_comparison.py::test_a_side_on_which_all_was_right_is_not_certain",
         "luthier/comparison.py",
-        " + [worst * size, best * size])",
-        ")",
+        "        sums = np.append(sums, [worst * size, best * size])\n"
+        "        counts = np.append(counts, [size, size])\n",
     ),
     Guard(
         "rollouts: callers of a candidate that fails get an answer",
