@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import uuid
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,22 +29,33 @@ def publish(
     tables: int = 1,
     claimed_bytes: int = 0,
     output: str = "value",
+    change: Callable[[Path], object] | None = None,
+    files: Sequence[tuple[str, Path]] = (),
+    task: str = TASK,
 ) -> ModelVersion:
     """Publishes a version that gives `value` for the features `[0]`, from tables of so many megabytes in all.
 
     Where `claimed_bytes` is not 0, its record says that the graph's file is of this size. With
-    another `output` the codec does not find what it looks for, which is an error that nobody foresaw.
+    another `output` the codec does not find what it looks for, which is an error that nobody foresaw. `change` is what
+    happens to the bundle before it is sealed, and `files` are named by its manifest too.
     """
     directory = store.home / "work" / f"published-{uuid.uuid4().hex}"
     directory.mkdir()
     save(directory, value, megabytes, tables, output)
+    if change is not None:
+        change(directory)
     digest = bundle.seal(directory, {"made": uuid.uuid4().hex})
+    if files:
+        manifest = json.loads((directory / bundle.MANIFEST).read_text(encoding="utf-8"))
+        manifest["files"] += [{"path": path, "sha256": bundle.sha256_of(file), "size_bytes": 1} for path, file in files]
+        (directory / bundle.MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+        digest = bundle.sha256_of(directory / bundle.MANIFEST)
     sizes = {path.name: path.stat().st_size for path in directory.iterdir()}
     if claimed_bytes:
         sizes["model.onnx"] = claimed_bytes
     files = [BundleFile(path=path, size_bytes=size) for path, size in sizes.items()]
     store.publish(directory, store.bundle(digest))
-    version = ModelVersion(task=TASK, digest=digest, files=files)
+    version = ModelVersion(task=task, digest=digest, files=files)
     with database.write() as connection:
         return Registry(database).add_model_version(connection, model, version, uuid.uuid4().hex)
 

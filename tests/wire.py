@@ -69,18 +69,16 @@ def methods_of(channel: grpc.Channel) -> list[Method]:
     """All methods that reflection lists."""
     database = ProtoReflectionDescriptorDatabase(channel)
     pool = DescriptorPool(database)
-    found = []
-    for service in sorted(database.get_services()):
-        for method in pool.FindServiceByName(service).methods:
-            found.append(
-                Method(
-                    f"/{service}/{method.name}",
-                    GetMessageClass(method.input_type),
-                    method.client_streaming,
-                    method.server_streaming,
-                )
-            )
-    return found
+    return [
+        Method(
+            f"/{service}/{method.name}",
+            GetMessageClass(method.input_type),
+            method.client_streaming,
+            method.server_streaming,
+        )
+        for service in sorted(database.get_services())
+        for method in pool.FindServiceByName(service).methods
+    ]
 
 
 class Builder:
@@ -94,8 +92,8 @@ class Builder:
         packed: Sequence[type[Message]] = (),
         good: float = 0.7,
     ) -> None:
-        """`words` are good values by `Message.field`, `package.field` or `field`, whichever is there, `blobs` values of fields of bytes, `packed` what an Any
-        may hold; `good` is the share of texts that are good where there is a good one."""
+        """`words` are good values by `Message.field`, `package.field` or `field`, whichever is there first; `blobs` are
+        values of fields of bytes, and `packed` is what an Any may hold. `good` is the share of texts that are good."""
         self._random = random
         self._words = words
         self._blobs = blobs

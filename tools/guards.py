@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-ROOTS = (ROOT / "server", ROOT / "clients" / "python")
+ROOTS = (ROOT / "server", ROOT / "clients" / "python", ROOT / "deploy")
 LIMIT_S = 180
 """A test that has not ended by then waits for what a broken guard does not bring, and counts as failed."""
 
@@ -92,6 +92,60 @@ GUARDS = [
         "luthier/services/callers.py",
         '    if not peer.startswith("unix:"):\n',
         "    if PEER not in dict(context.invocation_metadata()):\n",
+    ),
+    Guard(
+        "deploy: several servers want a database that they share",
+        "tests/e2e/test_chart.py::test_what_cannot_work_or_is_open_is_refused",
+        "helm/luthier/templates/_helpers.tpl",
+        "{{- if and $several (not .Values.database.existingSecret) -}}",
+        "{{- if false -}}",
+    ),
+    Guard(
+        "deploy: what is open to strangers is refused",
+        "tests/e2e/test_chart.py::test_what_cannot_work_or_is_open_is_refused",
+        "helm/luthier/templates/_helpers.tpl",
+        "{{- if not .Values.insecure -}}",
+        "{{- if false -}}",
+    ),
+    Guard(
+        "deploy: the end of a pod leaves time for the drain",
+        "tests/e2e/test_chart.py::test_the_end_leaves_time_for_the_drain",
+        "helm/luthier/templates/deployment.yaml",
+        "{{ add (int .Values.preStopSeconds) (int (ceil .Values.drainSeconds)) 10 }}",
+        "30",
+    ),
+    Guard(
+        "deploy: variables are the names of settings",
+        "tests/e2e/test_chart.py::test_every_variable_is_a_setting_and_holds",
+        "helm/luthier/templates/configmap.yaml",
+        "LUTHIER_DRAIN_S:",
+        "LUTHIER_DRAIN_SECONDS:",
+    ),
+    Guard(
+        "deploy: probes ask the port without TLS",
+        "tests/e2e/test_chart.py::test_ports_and_probes_are_those_that_the_server_opens",
+        "helm/luthier/templates/deployment.yaml",
+        """          livenessProbe:
+            grpc:
+              port: 50052
+""",
+        """          livenessProbe:
+            grpc:
+              port: 50051
+""",
+    ),
+    Guard(
+        "deploy: callers find servers and no workers",
+        "tests/e2e/test_chart.py::test_selectors_find_servers_and_them_alone",
+        "helm/luthier/templates/disruption.yaml",
+        "      app.kubernetes.io/component: server\n",
+    ),
+    Guard(
+        "deploy: nothing of training is in the image for serving",
+        "tests/e2e/test_image.py::test_nothing_of_training_is_installed_and_all_is_pinned",
+        "build.sh",
+        "EXTRAS=serve,",
+        "EXTRAS=train,",
     ),
     Guard(
         "certificates: what cannot be used is not shown",
@@ -408,7 +462,7 @@ GUARDS = [
         "a version is loaded before its alias moves",
         "tests/unit/test_pool.py::test_a_version_is_warm_before_its_alias_moves",
         "luthier/inference/pool.py",
-        "            failed = self._load_ahead(targets, versions)\n",
+        "            failed = self._load_ahead(targets, beside, versions)\n",
         "            failed: dict[Key, LuthierError] = {}\n",
     ),
     Guard(
@@ -431,6 +485,188 @@ GUARDS = [
         "luthier/worker/fine_tune.py",
         "training={**outcome.figures, **compared},",
         "training=outcome.figures,",
+    ),
+    Guard(
+        "access: what is in no rule is denied",
+        "tests/unit/test_access.py::test_what_is_in_no_rule_is_denied_to_everybody",
+        "luthier/access/policy.py",
+        "        if rule is None:\n            raise PermissionDenied(",
+        "        if rule is None:\n            return PUBLIC\n            raise PermissionDenied(",
+    ),
+    Guard(
+        "access: who brings no token stays out",
+        "tests/e2e/test_access.py::test_nobody_comes_in_without_a_token",
+        "luthier/access/gate.py",
+        "        if not token:\n            raise Unauth",
+        '        if not token:\n            return Principal("", 4)\n            raise Unauth',
+    ),
+    Guard(
+        "access: a token without signature is none",
+        "tests/e2e/test_access.py::test_a_token_that_is_not_to_be_believed[alg none]",
+        "luthier/access/jwt_tokens.py",
+        'options={"require": ["exp", "aud", "sub"]},',
+        'options={"require": ["exp", "aud", "sub"], "verify_signature": header["alg"] != "none"},',
+    ),
+    Guard(
+        "access: a token is for one audience",
+        "tests/e2e/test_access.py::test_a_token_that_is_not_to_be_believed[wrong audience]",
+        "luthier/access/jwt_tokens.py",
+        '                options={"require": ["exp", "aud", "sub"]},\n',
+        '                options={"require": ["exp", "aud", "sub"], "verify_aud": False},\n',
+    ),
+    Guard(
+        "access: a token ends",
+        "tests/e2e/test_access.py::test_a_token_that_is_not_to_be_believed[expired]",
+        "luthier/access/jwt_tokens.py",
+        '                options={"require": ["exp", "aud", "sub"]},\n',
+        '                options={"require": ["exp", "aud", "sub"], "verify_exp": False},\n',
+    ),
+    Guard(
+        "access: a verified token is not believed past its end",
+        "tests/unit/test_access.py::test_a_verified_token_is_believed_until_it_ends_or_its_key_goes",
+        "luthier/access/gate.py",
+        "found is None and at < known.found.expires",
+        "found is None",
+    ),
+    Guard(
+        "access: a static token ends",
+        "tests/e2e/test_access.py::test_a_static_token_that_has_ended[static, expired]",
+        "luthier/access/tokens.py",
+        "        if at >= principal.expires:\n            return None\n",
+        "",
+    ),
+    Guard(
+        "access: replicas hear of a revocation",
+        "tests/e2e/test_access_settings.py::test_the_first_token_lets_its_holder_make_others_and_end_them_on_every_replica",
+        "luthier/access/tokens.py",
+        '            connection.execute(ended)\n            bump(connection, "tokens")\n',
+        "            connection.execute(ended)\n",
+    ),
+    Guard(
+        "access: a role is held to its methods",
+        "tests/e2e/test_access.py::test_each_role_may_call_what_the_table_says[static]",
+        "luthier/access/policy.py",
+        "        if principal.role < rule.role:\n",
+        "        if principal.role < min(rule.role, Role.TUNER):\n",
+    ),
+    Guard(
+        "access: a scope is held to",
+        "tests/e2e/test_access.py::test_nothing_outside_a_scope_can_be_named[JWT]",
+        "luthier/access/policy.py",
+        "            if not may:\n                raise",
+        '            if not may and each.kind != "model":\n                raise',
+    ),
+    Guard(
+        "access: each request of a stream is held to the scope",
+        "tests/e2e/test_access.py::test_nothing_outside_a_scope_can_be_named[static]",
+        "luthier/services/access.py",
+        "            self._check(request, counts=counts)\n",
+        "",
+    ),
+    Guard(
+        "access: somebody else's operation is not shown",
+        "tests/e2e/test_access.py::test_nothing_outside_a_scope_can_be_named[static]",
+        "luthier/access/resources.py",
+        "    return all(scopes[each.kind].has(each.id) for each in named)\n",
+        "    return True\n",
+    ),
+    Guard(
+        "access: lists show what is within the scope",
+        "tests/e2e/test_access.py::test_lists_show_what_is_within_the_scope",
+        "luthier/access/policy.py",
+        "        if rule.part is None or not principal.is_restricted:\n",
+        "        if True:\n",
+    ),
+    Guard(
+        "access: a policy bounds and never widens",
+        "tests/unit/test_access.py::test_an_entry_bounds_and_never_widens",
+        "luthier/access/policy_file.py",
+        "role = min(role, entry.role) if role else entry.role\n",
+        "role = entry.role\n",
+    ),
+    Guard(
+        "access: a change is written down before it is made",
+        "tests/unit/test_access.py::test_a_call_is_written_down_before_its_work_begins",
+        "luthier/access/audit.py",
+        "        return self._add(principal, method, resource, STARTED, request_id, peer)\n",
+        "        return str()\n",
+    ),
+    Guard(
+        "rollouts: a caller stays with its side",
+        "tests/faults/test_rollouts.py::test_a_caller_stays_with_its_side_and_more_percent_adds_callers",
+        "luthier/inference/routing.py",
+        "    if not key:\n",
+        "    if key or not key:\n",
+    ),
+    Guard(
+        "rollouts: a candidate that may be no better is not promoted",
+        "tests/faults/test_rollouts.py::test_equal_versions_stay_undecided_under_load",
+        "luthier/judging.py",
+        "        if taken.lower > -rollout.rule.tolerance:\n",
+        "        if taken.upper > -rollout.rule.tolerance:\n",
+    ),
+    Guard(
+        "rollouts: a worse candidate is rolled back",
+        "tests/faults/test_rollouts.py::test_feedback_decides_under_load[models/m/versions/2-ROLLED_BACK]",
+        "luthier/judging.py",
+        "        elif taken.upper < 0:\n",
+        "        elif False:\n",
+    ),
+    Guard(
+        "rollouts: one of several decisions counts",
+        "tests/unit/test_rollouts.py::test_fifty_decisions_at_once_are_one[sqlite]",
+        "luthier/rollouts.py",
+        "    if row.holds is None:\n        if row.state == state",
+        "    if False:\n        if row.state == state",
+    ),
+    Guard(
+        "rollouts: a look is taken once",
+        "tests/unit/test_rollouts.py::test_a_look_is_taken_once[sqlite]",
+        "luthier/rollouts.py",
+        "            if row.holds is not None and row.looks == look - 1:\n",
+        "            if row.holds is not None:\n",
+    ),
+    Guard(
+        "rollouts: looks share the probability of an error",
+        "tests/unit/test_comparison.py::test_equal_versions_stay_undecided",
+        "luthier/comparison.py",
+        "    return alpha / (look * (look + 1))\n",
+        "    return alpha\n",
+    ),
+    Guard(
+        "rollouts: a side on which all was right is not certain",
+        "tests/unit/test_comparison.py::test_a_side_on_which_all_was_right_is_not_certain",
+        "luthier/comparison.py",
+        " + [worst * size, best * size])",
+        ")",
+    ),
+    Guard(
+        "rollouts: callers of a candidate that fails get an answer",
+        "tests/faults/test_rollouts.py::test_a_candidate_that_fails_is_rolled_back_at_once_and_callers_get_an_answer",
+        "luthier/inference/routing.py",
+        "            except Exception as error:\n                failed = error\n",
+        "            except ArithmeticError as error:\n                failed = error\n",
+    ),
+    Guard(
+        "rollouts: inputs are not kept where the caller says so",
+        "tests/faults/test_rollouts.py::test_inputs_are_kept_where_alias_and_caller_allow[3]",
+        "luthier/inference/routing.py",
+        ' and wish != "predictions"',
+        "",
+    ),
+    Guard(
+        "rollouts: shadows give way to callers",
+        "tests/unit/test_shadows.py",
+        "luthier/inference/shadows.py",
+        "        if not self._threads.waiting:\n",
+        "        if True:\n",
+    ),
+    Guard(
+        "journal: what is too much is dropped",
+        "tests/unit/test_journal.py::test_a_full_queue_drops_and_counts_and_never_waits[sqlite]",
+        "luthier/journal.py",
+        "len(self._waiting) >= MOST_WAITING or ",
+        "",
     ),
 ]
 

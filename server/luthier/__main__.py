@@ -37,9 +37,13 @@ def main() -> int:
             print(f"luthier {program}: {'--' + field + ': ' if field else ''}{said}", file=sys.stderr)
         return 2
 
+    import sqlalchemy as sa
+
     from luthier.database import NewerDatabase
     from luthier.errors import FailedPrecondition
+    from luthier.redaction import redact
 
+    redact.learn(chosen.database_url)
     try:
         return _run(program, chosen)
     except NewerDatabase as error:
@@ -47,6 +51,13 @@ def main() -> int:
         return 1
     except FailedPrecondition as error:
         print(f"luthier {program}: {error.message}", file=sys.stderr)
+        return 1
+    except sa.exc.OperationalError as error:
+        why = redact(str(error.orig)).strip().partition("\n")[0]
+        print(f"luthier {program}: the database does not let this server in: {why}", file=sys.stderr)
+        return 1
+    except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError):
+        print(f"luthier {program}: --database-url: it is no URL of SQLAlchemy's", file=sys.stderr)
         return 1
 
 

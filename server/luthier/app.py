@@ -33,6 +33,7 @@ from luthier.inference.shadows import Shadows
 from luthier.inference.threads import Threads
 from luthier.journal import Journal
 from luthier.judging import Judge
+from luthier.monitoring import Monitoring
 from luthier.operations import Operations
 from luthier.registry import Registry
 from luthier.replicas import CannotListen, Replicas, check_free
@@ -47,6 +48,7 @@ from luthier.services.datasets import DatasetService
 from luthier.services.evaluations import EvaluationService
 from luthier.services.interceptor import CallInterceptor
 from luthier.services.models import ModelService
+from luthier.services.monitoring import MonitoringService
 from luthier.services.open_inference import OpenInferenceService
 from luthier.services.operations import LongRunningService, OperationService
 from luthier.services.prediction import PredictionService, typed_handler
@@ -67,11 +69,13 @@ from luthier.v1 import (
     dataset_pb2_grpc,
     evaluation_pb2_grpc,
     model_pb2_grpc,
+    monitoring_pb2_grpc,
     operation_pb2_grpc,
     prediction_pb2_grpc,
     rollout_pb2_grpc,
     task_pb2_grpc,
 )
+from luthier.watch import Watch
 
 if TYPE_CHECKING:
     from luthier.telemetry.exposition import Exposition
@@ -162,6 +166,8 @@ class App:
             keep_predictions_days=settings.keep_predictions_days,
             most_predictions=settings.most_predictions,
         )
+        self._monitoring = Monitoring(self._database, self._registry, self._store, self._plugins, self._journal)
+        self._watch = Watch(self._monitoring, settings.drift_interval_s, settings.drift_window_s)
         # Its other form answers by a callback, which no interceptor understands.
         self._health = health.HealthServicer(experimental_non_blocking=False)
         self._control = ThreadPoolExecutor(settings.control_threads, thread_name_prefix="control")
@@ -200,6 +206,9 @@ class App:
         )
         evaluation_pb2_grpc.add_EvaluationServiceServicer_to_server(
             EvaluationService(registry, store, operations), pooled
+        )
+        monitoring_pb2_grpc.add_MonitoringServiceServicer_to_server(
+            MonitoringService(registry, self._monitoring), pooled
         )
         batch_prediction_pb2_grpc.add_BatchPredictionServiceServicer_to_server(
             BatchPredictionService(registry, store, operations), pooled
@@ -287,6 +296,7 @@ class App:
         self._judge.start()
         self._set_health(health_pb2.HealthCheckResponse.SERVING)
         self._housekeeping.start()
+        self._watch.start()
         return port
 
     def _listen(self) -> int:
@@ -332,6 +342,7 @@ class App:
             self._front.close()
         stopped = self._server.stop(self._settings.drain_s)
         self._replicas.stop()
+        self._watch.stop()
         self._housekeeping.stop()
         self._supervisor.stop()
         self._judge.stop()
@@ -367,12 +378,14 @@ class App:
             meters=self._meters,
             operations=self._operations.count,
             models_loaded=lambda: len(self._pool.loaded()),
+            drift=self._monitoring.newest,
             pools={
                 "predictions": Pool(self._settings.prediction_threads, lambda: self._predictions.waiting),
                 "control": Pool.of(self._control),
                 "streams": Pool.of(self._streams),
             },
             certificates=self._certificates,
+            dropped=lambda: {"records": self._journal.dropped, "shadows": self._shadows.dropped},
         )
         # On loopback nothing is hidden from anyone by encrypting it.
         is_open = not is_loopback(self._settings.metrics_listen)
@@ -400,6 +413,7 @@ _SERVICES = (
     "Evaluation",
     "Prediction",
     "BatchPrediction",
+    "Monitoring",
     "Operation",
     "Token",
     "Audit",

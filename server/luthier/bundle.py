@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from luthier.errors import DataLoss, FailedPrecondition
@@ -48,7 +48,11 @@ def verify(directory: Path, digest: str) -> dict[str, Any]:
         raise FailedPrecondition(
             f"the bundle has format {manifest['format']}, this server reads up to {FORMAT}; update the server"
         )
+    if links := [path for path in directory.rglob("*") if path.is_symlink()]:
+        raise DataLoss(f"{links[0].name} of the bundle is a link, which is never followed", file=links[0].name)
     expected = {file["path"]: file["sha256"] for file in manifest["files"]}
+    if outside := [path for path in expected if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts]:
+        raise DataLoss(f"the bundle's manifest names {outside[0]!r}, which leads out of it", file=MANIFEST)
     for path, sha256 in expected.items():
         if not (directory / path).is_file() or sha256_of(directory / path) != sha256:
             raise DataLoss(f"{path} of the bundle is missing or was changed", file=path)

@@ -76,7 +76,7 @@ def estimates(stable: Labelled, candidate: Labelled, seed: int = 0) -> tuple[Est
     worst, best = min(both), max(both)
     found = []
     for number, side in enumerate((stable, candidate)):
-        found.append(_resampled(side, worst, best, stable, candidate, np.random.default_rng([seed, number])))
+        found.append(_resampled(side, worst, best, np.random.default_rng([seed, number])))
     (of_stable, samples), (of_candidate, others) = found
     return of_stable, of_candidate, samples, others
 
@@ -102,19 +102,17 @@ def spent(alpha: float, look: int) -> float:
     return alpha / (look * (look + 1))
 
 
-def _resampled(
-    side: Labelled, worst: float, best: float, stable: Labelled, candidate: Labelled, draw: np.random.Generator
-) -> tuple[Estimate, Floats]:
-    groups = side.groups
+def _resampled(side: Labelled, worst: float, best: float, draw: np.random.Generator) -> tuple[Estimate, Floats]:
     if side.score is None:
         values = np.asarray(side.values, dtype=np.float64)
-        size = len(values) / len(groups)
-        sums = np.array([values[group].sum() for group in groups] + [worst * size, best * size])
-        counts = np.array([float(len(group)) for group in groups] + [size, size])
+        sums, counts = _by_caller(values, side.callers)
+        size = len(values) / len(sums)
+        sums = np.append(sums, [worst * size, best * size])
+        counts = np.append(counts, [size, size])
         samples = _means(sums, counts, draw)
         value = float(values.mean())
     else:
-        samples = _scores(side, groups, draw)
+        samples = _scores(side, draw)
         value = side.score(range(len(side.values)))
     tail = (1 - CONFIDENCE) / 2
     lower, upper = np.quantile(samples, [tail, 1 - tail])
@@ -137,8 +135,19 @@ def _means(sums: Floats, counts: Floats, draw: np.random.Generator) -> Floats:
     return np.concatenate(parts)
 
 
-def _scores(side: Labelled, groups: list[list[int]], draw: np.random.Generator) -> Floats:
+def _by_caller(values: Floats, callers: Sequence[str]) -> tuple[Floats, Floats]:
+    """Of each caller, the sum of the values and how many they are."""
+    whose = np.asarray(callers, dtype=object)
+    keyed = whose != ""
+    _, of = np.unique(whose[keyed].astype(str), return_inverse=True)
+    alone = values[~keyed]
+    sums = np.concatenate([alone, np.bincount(of, values[keyed])])
+    return sums, np.concatenate([np.ones(len(alone)), np.bincount(of)]).astype(np.float64)
+
+
+def _scores(side: Labelled, draw: np.random.Generator) -> Floats:
     assert side.score is not None
+    groups = side.groups
     scores = []
     for _ in range(SCORED_REPLICATES):
         chosen = draw.integers(0, len(groups), len(groups))

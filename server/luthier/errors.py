@@ -29,6 +29,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
+from luthier.redaction import redact
 from luthier.v1.dataset_pb2 import DataProblem
 
 DOMAIN = "luthier"
@@ -44,9 +45,9 @@ class LuthierError(Exception):
     reason: str = "INTERNAL"
 
     def __init__(self, message: str, **metadata: str) -> None:
-        super().__init__(message)
-        self.message = message
-        self.metadata = metadata
+        self.message = redact(message)
+        super().__init__(self.message)
+        self.metadata = {name: redact(value) for name, value in metadata.items()}
 
     def details(self) -> list[Message]:
         """The google.rpc details that go with the status."""
@@ -68,7 +69,7 @@ class InvalidArgument(LuthierError):
 
     def __init__(self, violations: Mapping[str, str]) -> None:
         super().__init__("; ".join(f"{field}: {why}" for field, why in violations.items()))
-        self.violations = dict(violations)
+        self.violations = {redact(field): redact(why) for field, why in violations.items()}
 
     def details(self) -> list[Message]:
         """ErrorInfo and BadRequest."""
@@ -95,7 +96,7 @@ class InvalidData(InvalidArgument):
         count = len(self.problems)
         head = "; ".join(f"{where(problem)}: {problem.message}" for problem in self.problems[: self.shown])
         more = f"; and {count - self.shown} more" if count > self.shown else ""
-        self.message = f"{count} problem{'s' if count != 1 else ''} in the data: {head}{more}"
+        self.message = redact(f"{count} problem{'s' if count != 1 else ''} in the data: {head}{more}")
         self.args = (self.message,)
 
     def details(self) -> list[Message]:

@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -33,7 +33,9 @@ MOST_WAITING = 4096
 MOST_BYTES = 64 * 2**20
 """Bytes of inputs among them."""
 _BATCH = 500
-_TOLD_S = 60.0
+_PAGE = 32
+"""Predictions with their inputs that are held at once where many are looked at."""
+_WARNED_S = 60.0
 
 
 def new_id() -> str:
@@ -111,7 +113,9 @@ class Journal:
         self._stopped = False
         self.dropped = 0
         """Predictions that were not kept since the start, because too many waited."""
-        self._told = 0.0
+        self.told = 0
+        """Feedback that this process has kept since the start."""
+        self._warned = 0.0
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
 
     def start(self) -> None:
@@ -187,7 +191,8 @@ class Journal:
                 raise NotFound(f"predictions/{of.id}/{of.index}", "it is no longer kept")
             if row.labels != record:
                 connection.execute(table.update().where(where).values(labels=record, value=value))
-            return row.labels is not None and row.labels != record
+        self.told += 1
+        return row.labels is not None and row.labels != record
 
     def window(self, version: str, since: float, until: float, limit: int) -> list[Recorded]:
         """Predictions of a version from `since` to before `until`, seconds since 1970, the newest first."""
@@ -196,6 +201,28 @@ class Journal:
             table.c.version == version, table.c.create_time >= since, table.c.create_time < until
         )
         return self._read(query.order_by(table.c.create_time.desc(), table.c.id, table.c.index).limit(limit))
+
+    def each(
+        self, version: str, since: float, until: float, limit: int, *, with_labels: bool = False
+    ) -> Iterator[Recorded]:
+        """The same one after the other, few in memory at a time; or only those `with_labels`."""
+        table = db.predictions
+        query = sa.select(table.c.id, table.c.index).where(
+            table.c.version == version, table.c.create_time >= since, table.c.create_time < until
+        )
+        if with_labels:
+            query = query.where(table.c.labels.is_not(None))
+        with self._database.read() as connection:
+            keys = connection.execute(
+                query.order_by(table.c.create_time.desc(), table.c.id, table.c.index).limit(limit)
+            ).all()
+        for first in range(0, len(keys), _PAGE):
+            page = sa.tuple_(table.c.id, table.c.index).in_([tuple(key) for key in keys[first : first + _PAGE]])
+            yield from self._read(
+                sa.select(table)
+                .where(table.c.version == version, page)
+                .order_by(table.c.create_time.desc(), table.c.id, table.c.index)
+            )
 
     def labelled(self, rollout: str, version: str, limit: int) -> list[Recorded]:
         """Predictions of a version in a rollout that have feedback: the newest, newest first."""
@@ -263,9 +290,9 @@ class Journal:
             work()
         except sa.exc.OperationalError as error:
             log.warning("predictions wait for the database", error=type(error.orig).__name__, count=len(self._waiting))
-        if self.dropped and (now := time.monotonic()) - self._told > _TOLD_S:
+        if self.dropped and (now := time.monotonic()) - self._warned > _WARNED_S:
             log.warning("predictions not kept", count=self.dropped, why="too many waited to be written")
-            self._told = now
+            self._warned = now
 
     def _write(self) -> bool:
         """Writes a batch; returns whether there was one. What cannot be written waits on."""
@@ -290,6 +317,10 @@ class Journal:
                 for side, more in seconds.items():
                     self._seconds[side] = self._seconds.get(side, 0.0) + more
             raise
+        except sa.exc.SQLAlchemyError as error:
+            # What the database refuses it would refuse for ever, and all that comes after with it.
+            self.dropped += len(rows)
+            log.error("predictions refused by the database", count=len(rows), exc_info=error)
         with self._lock:
             for entry in batch:
                 self._waiting.popleft()
@@ -323,7 +354,7 @@ def _packed(message: Message) -> bytes:
 def _recorded(row: sa.Row[Any]) -> Recorded:
     return Recorded(
         id=row.id,
-        index=row.index,
+        index=row._mapping["index"],  # A row is a tuple, whose `index` is a method.
         version=row.version,
         alias=row.alias,
         create_time=row.create_time,

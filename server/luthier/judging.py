@@ -69,6 +69,8 @@ class Judge:
         self._stopped = False
         self._known: dict[str, tuple[object, Figures]] = {}
         """By rollout, figures and the labels that they were made of."""
+        self._judged: dict[str, int] = {}
+        """By rollout, how much feedback this process had been told when it found too few labels for a look."""
         self._thread = threading.Thread(target=self._run, name="judge", daemon=True)
 
     def start(self) -> None:
@@ -135,10 +137,15 @@ class Judge:
             return
         if not rollout.rule.automatic:
             return
+        # Each process counts labels when it was told one: whoever took the last that is needed finds it so.
+        told = self._journal.told
+        if self._judged.get(id) == told:
+            return
         looks, next_look = self._rollouts.looks(id)
         callers = {version: count for version, (_, count) in self._journal.num_labels(id).items()}
         fewest = min(callers.get(rollout.stable, 0), callers.get(rollout.candidate, 0))
         if fewest < next_look:
+            self._judged[id] = told
             return
         task = self._task(rollout)
         found = self.figures(rollout, task).comparison

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import uuid
 
 import structlog
@@ -11,6 +12,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from structlog.typing import EventDict, WrappedLogger
 
 from luthier.errors import DOMAIN
+from luthier.redaction import redact
 from luthier.telemetry import calls
 
 log = structlog.get_logger()
@@ -34,12 +36,26 @@ def configure(**always: object) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(),
+            _without_secrets,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(level=logging.WARNING, handlers=[_Through()])
+    sys.excepthook = _end
+    threading.excepthook = lambda ended: _end(ended.exc_type, ended.exc_value or ended.exc_type(), None)
+
+
+def _without_secrets(_logger: WrappedLogger, _method: str, line: str) -> str:
+    return redact(line)
+
+
+def _end(kind: type[BaseException], error: BaseException, _trace: object) -> None:
+    """Logs what nobody caught; Python itself would print it as it is, secrets included."""
+    if issubclass(kind, KeyboardInterrupt | SystemExit):
+        return
+    log.critical("ended by an error", error_id=uuid.uuid4().hex[:12], exc_info=error)
 
 
 class _Through(logging.Handler):

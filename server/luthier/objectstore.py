@@ -72,6 +72,8 @@ class ObjectStore:
             if not self.get(name, scratch):
                 return False
             with tarfile.open(scratch) as packed:
+                if odd := [member.name for member in packed if not (member.isfile() or member.isdir())]:
+                    raise tarfile.TarError(f"{odd[0]} is neither a file nor a folder")
                 packed.extractall(path, filter="data")
         except tarfile.TarError as error:
             raise DataLoss(f"{self._url}/{name} is damaged: {error}", file=name) from error

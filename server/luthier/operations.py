@@ -33,6 +33,7 @@ State: TypeAlias = OperationMetadata.State.ValueType
 Request: TypeAlias = (
     dataset_pb2.CreateDatasetRequest
     | model_pb2.FineTuneRequest
+    | model_pb2.FineTuneFromFeedbackRequest
     | evaluation_pb2.EvaluateRequest
     | base_pb2.PullBaseRequest
     | base_pb2.ImportBaseRequest

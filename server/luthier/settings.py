@@ -99,6 +99,12 @@ class Settings(BaseSettings):
     most_predictions: int = Field(
         1_000_000, ge=0, description="Most recorded predictions that are kept, the newest; 0: no limit."
     )
+    drift_interval_s: float = Field(
+        900.0, ge=0, description="Seconds between looks at live predictions for drift; 0: nobody looks by itself."
+    )
+    drift_window_s: float = Field(
+        24 * 3600.0, gt=0, description="Seconds of live predictions that each such look compares with the test part."
+    )
     metrics_listen: str = Field(
         "", description="Address and port of the metrics for Prometheus, such as 127.0.0.1:9464. Empty: none."
     )

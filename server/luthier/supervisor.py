@@ -44,8 +44,9 @@ class Supervisor:
             OperationMetadata.KIND_IMPORT_BASE,
             OperationMetadata.KIND_BATCH_PREDICT,
         )
+        trainings = (OperationMetadata.KIND_FINE_TUNE, OperationMetadata.KIND_FINE_TUNE_FROM_FEEDBACK)
         self._lanes = [
-            Lane((OperationMetadata.KIND_FINE_TUNE,), settings.trainings),
+            Lane(trainings, settings.trainings),
             Lane(small, settings.jobs),
         ]
         self._running: dict[Claim, subprocess.Popen[bytes]] = {}

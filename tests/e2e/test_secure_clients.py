@@ -187,3 +187,27 @@ def test_a_token_goes_nowhere_in_the_open_from_the_command_line() -> None:
     assert refused.exit_code == 2
     assert "it is sent over TLS alone" in refused.stderr
     assert TOKEN not in refused.stderr
+
+
+def test_a_server_that_others_can_reach(tmp_path: Path) -> None:
+    authority = Authority()
+    authority.write(tmp_path / "ca.pem")
+    certificate, key = authority.server("127.0.0.1", "0.0.0.0").write(tmp_path, "server")
+    flags = ("--tls-certificate", str(certificate), "--tls-key", str(key), "--tokens")
+    by = grpc.ssl_channel_credentials(authority.certificate)
+    with serving(tmp_path / "home", *flags, listen="0.0.0.0:0", credentials=by) as server:
+        address = f"127.0.0.1:{server.address.rpartition(':')[2]}"
+        token = (server.home / "admin.token").read_text(encoding="utf-8").strip()
+        with Client(address, ca=tmp_path / "ca.pem", token=token) as client:
+            assert any(client.list_tasks())
+        for strange in ("", f"{token}x"):
+            with (
+                Client(address, ca=tmp_path / "ca.pem", token=strange) as client,
+                pytest.raises(errors.Unauthenticated),
+            ):
+                list(client.list_tasks())
+        ca = f"--tls-ca={tmp_path / 'ca.pem'}"
+        assert luthier("tasks", "list", "--address", address, ca, LUTHIER_TOKEN=token).exit_code == 0
+        refused = luthier("tasks", "list", "--address", address, ca)
+        assert refused.exit_code == 1
+        assert "token" in refused.stderr

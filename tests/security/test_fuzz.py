@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 import uuid
@@ -12,15 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 from google.longrunning import operations_pb2, operations_pb2_grpc
+from google.rpc import code_pb2
 
 from luthier.database import Database
 from luthier.names import Versioned
 from luthier.registry import Registry
-from luthier.v1 import model_pb2, model_pb2_grpc
+from luthier.v1 import model_pb2, model_pb2_grpc, operation_pb2
 from six_models import MODELS
 from support import Server, interactions, serving, upload
 
@@ -29,6 +28,7 @@ A_SECOND = 900
 """Requests: 50,000 in 60 s are 833."""
 DOOMED = 40
 """Models and data sets that nothing else asks for, so that there is something to delete until the end."""
+LEAST_METHODS = 60
 SLOW_S = 0.1
 """What health may take."""
 
@@ -69,13 +69,25 @@ def words_of(server: Server, folder: Path) -> dict[str, list[str]]:
     resources = [*datasets, *versions, *aliases, *(f"models/{name}" for name in MODELS)]
     resources += [*(f"{name}/versions/1" for name in datasets), operation, "bases/luthier-text", *uploads]
     resources += [f"tasks/{task}" for task in MODELS.values()]
-    of = {"Model": [f"models/{name}" for name in MODELS], "Dataset": datasets, "Alias": aliases, "Base": ["bases/luthier-text"]}
-    of |= {"ModelVersion": versions, "Version": versions, "Operation": [operation], "Task": [f"tasks/{t}" for t in MODELS.values()]}
+    of = {
+        "Model": [f"models/{name}" for name in MODELS],
+        "Dataset": datasets,
+        "Alias": aliases,
+        "Base": ["bases/luthier-text"],
+    }
+    doomed = [f"doomed{number}" for number in range(DOOMED)]
+    of |= {
+        "ModelVersion": versions,
+        "Version": versions,
+        "Operation": [operation],
+        "Task": [f"tasks/{t}" for t in MODELS.values()],
+    }
     of |= {"DatasetVersion": [f"{name}/versions/1" for name in datasets], "Predictions": [operation]}
     verbs = ("Get", "Set", "Download", "Watch", "Wait", "Cancel", "Pause", "Resume", "Pull")
     requests = {f"{verb}{noun}Request.name": names for noun, names in of.items() for verb in verbs}
-    requests |= {f"luthier.tasks.{task.replace('-', '_')}.v1.model": [name, f"{name}/1"] for name, task in MODELS.items()}
-    doomed = [f"doomed{number}" for number in range(DOOMED)]
+    requests |= {
+        f"luthier.tasks.{task.replace('-', '_')}.v1.model": [name, f"{name}/1"] for name, task in MODELS.items()
+    }
     requests |= {
         "DeleteModelRequest.name": [f"models/{name}" for name in doomed],
         "DeleteModelVersionRequest.name": [f"models/{name}/versions/1" for name in doomed],
@@ -120,41 +132,61 @@ def words_of(server: Server, folder: Path) -> dict[str, list[str]]:
     }
 
 
-def fuzz(server: Server, seconds: float, words: dict[str, list[str]]) -> dict[str, Any]:
+def fuzz(server: Server, seconds: float, words: dict[str, list[str]], methods: str = "") -> dict[str, Any]:
+    """Has mutated requests sent to all methods, or those whose names match."""
     command = [sys.executable, str(HERE / "fuzzer.py"), server.address, "1", str(seconds), str(A_SECOND)]
-    done = subprocess.run([*command, json.dumps(words)], capture_output=True, text=True, timeout=seconds + 120)
+    done = subprocess.run([*command, json.dumps(words), methods], capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     counted: dict[str, Any] = json.loads(done.stdout)
     return counted
 
 
-def test_every_page_token_is_refused_or_read(server: Server) -> None:
-    pass
-
-
 @pytest.mark.parametrize("seconds", [15, pytest.param(60, marks=pytest.mark.slow)])
 def test_mutated_requests(home: Path, tmp_path: Path, seconds: int) -> None:
     multiply(home)
-    flags = ["--jobs", "0", "--trainings", "0", "--metrics-listen", "127.0.0.1:0"]
-    with serving(home, *flags) as server:
+    with serving(home, "--jobs", "0", "--trainings", "0") as server:
         words = words_of(server, tmp_path)
         with probing(server.address) as health:
             counted = fuzz(server, seconds, words)
-        took = np.array(health["took"])
-        methods = counted["methods"]
+        took, sent = np.array(health["took"]), counted["sent"]
         print(
-            f"{counted['sent']} messages in {seconds} s on {len(methods)} methods: "
-            f"{counted['parsed'] / counted['sent']:.0%} parse, {counted['handled'] / counted['sent']:.0%} reached a "
-            f"handler. {dict(counted['codes'])}. Health in {np.median(took) * 1e3:.1f} ms, p99 "
-            f"{np.percentile(took, 99) * 1e3:.1f}, at most {took.max() * 1e3:.1f}; the prober woke at most "
-            f"{max(health['late']) * 1e3:.1f} ms late"
+            f"{sent} messages to {len(counted['methods'])} methods in {counted['seconds']:.0f} s: "
+            f"{counted['parsed'] / sent:.0%} can be parsed, {counted['handled'] / sent:.0%} reached a handler. "
+            f"{counted['codes']}. Health in {np.median(took) * 1e3:.1f} ms, p99 {np.percentile(took, 99) * 1e3:.1f}, "
+            f"at most {took.max() * 1e3:.1f}; whoever asked was woken up to {max(health['late']) * 1e3:.1f} ms late"
         )
-        for m,c in methods.items(): print(m, dict(c))
-        for one in counted["unexplained"][:20]: print(one)
-        print([l for l in server.log if "unexpected" in l or "error" in l][:10])
         assert not counted["unexplained"]
-        assert counted["sent"] >= seconds * 50_000 / 60
-        assert counted["handled"] >= counted["sent"] / 2
+        assert len(counted["methods"]) >= LEAST_METHODS
+        assert sent >= seconds * 50_000 / 60
+        assert counted["handled"] >= sent / 2
+        # The slowest of hundreds is what the machine did meanwhile as much as the server; of five turns the middle one.
+        assert np.percentile(took, 99) < SLOW_S
+        assert np.median([turn.max() for turn in np.array_split(took, 5)]) < SLOW_S
         assert server.process.poll() is None
-    unexpected = [line for line in server.log if '"error"' in line]
-    assert not unexpected, unexpected[0]
+    assert server.process.returncode == 0
+    assert not errors_in(server.log)
+
+
+def test_what_was_asked_for_ends(home: Path, tmp_path: Path) -> None:
+    """Operations that mutated requests began: whatever is in them, each ends in a way that is explained."""
+    with serving(home, "--jobs", "0", "--trainings", "0") as server:
+        fuzz(
+            server, 3, words_of(server, tmp_path) | {"request_id": [""]}, "Create|Evaluate|BatchPredict|PullBase|Import"
+        )
+        stub = server.stub(operations_pb2_grpc.OperationsStub)
+        waiting = list(stub.ListOperations(operations_pb2.ListOperationsRequest(page_size=1000)).operations)
+        kept: dict[int, operations_pb2.Operation] = {}
+        for operation in waiting:
+            kind = operation_pb2.OperationMetadata.FromString(operation.metadata.value).kind
+            if kind in kept or kind == operation_pb2.OperationMetadata.KIND_FINE_TUNE:
+                stub.CancelOperation(operations_pb2.CancelOperationRequest(name=operation.name))
+            kept.setdefault(kind, operation)
+        assert len(kept) >= 3
+    with serving(home, "--jobs", "2", "--trainings", "0") as server:
+        for operation in kept.values():
+            assert server.wait(operation, 120).error.code not in (code_pb2.INTERNAL, code_pb2.UNKNOWN)
+    assert not errors_in(server.log)
+
+
+def errors_in(log: list[str]) -> list[str]:
+    return [line for line in log if '"level": "error"' in line or "Traceback" in line]

@@ -10,8 +10,8 @@ import pytest
 from luthier import comparison
 from luthier.comparison import Labelled
 
-MOST = 3200
-"""Labels of a side after which a simulated rollout is given up: seven looks."""
+MOST = 1600
+"""Labels of a side after which a simulated rollout is given up: six looks."""
 
 
 def judged(stable: Labelled, candidate: Labelled, look: int = 1, *, lower_is_better: bool = False) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -27,6 +27,8 @@ from luthier.v1 import (
     evaluation_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
+    monitoring_pb2,
+    monitoring_pb2_grpc,
     operation_pb2,
     operation_pb2_grpc,
     prediction_pb2,
@@ -86,6 +88,7 @@ class AsyncClient:
         self._evaluations = evaluation_pb2_grpc.EvaluationServiceStub(self.channel)
         self._batch_predictions = batch_prediction_pb2_grpc.BatchPredictionServiceStub(self.channel)
         self._models = model_pb2_grpc.ModelServiceStub(self.channel)
+        self._monitoring = monitoring_pb2_grpc.MonitoringServiceStub(self.channel)
         self._operations = operations_pb2_grpc.OperationsStub(self.channel)
         self._predictions = prediction_pb2_grpc.PredictionServiceStub(self.channel)
         self._rollouts = rollout_pb2_grpc.RolloutServiceStub(self.channel)
@@ -314,6 +317,44 @@ class AsyncClient:
         )
         return AsyncOperation(self, await self._call(self._models.FineTune, request))
 
+    async def fine_tune_from_feedback(
+        self,
+        model: str,
+        *,
+        dataset_id: str = "",
+        since: datetime | None = None,
+        until: datetime | None = None,
+        feedback_only: bool = False,
+        config: Message | Mapping[str, Any] | None = None,
+        seed: int = 0,
+        parity_tolerance: float | None = None,
+        int8: bool = False,
+        int8_tolerance: float | None = None,
+    ) -> AsyncOperation[model_pb2.ModelVersion]:
+        """Tunes a version further on its live predictions whose labels came back, and publishes the next version.
+
+        They become a version of the data set `dataset_id` (`{model}-feedback` where that is empty), joined with what
+        the version was tuned on unless it is to be `feedback_only`. `since` and `until` bound the time; without them
+        all count since the version was published. The config is the version's own where none is given.
+        """
+        config_type = ""
+        if isinstance(config, Mapping):
+            config_type = (await self.get_task((await self.get_model(model)).task)).config_type
+        await self._learn([config_type])
+        request = requests.fine_tune_from_feedback(
+            model,
+            dataset_id=dataset_id,
+            since=since,
+            until=until,
+            feedback_only=feedback_only,
+            config=None if config is None else self.schema.pack(config, config_type, "config"),
+            seed=seed,
+            parity_tolerance=parity_tolerance,
+            int8=int8,
+            int8_tolerance=int8_tolerance,
+        )
+        return AsyncOperation(self, await self._call(self._models.FineTuneFromFeedback, request))
+
     async def get_model(self, model: str) -> model_pb2.Model:
         """A model with its aliases and its newest version."""
         return await self._call(self._models.GetModel, model_pb2.GetModelRequest(name=names.parent(model)))
@@ -398,6 +439,19 @@ class AsyncClient:
             async for message in self._evaluations.DownloadReport(request):
                 file.write(message.chunk)
         return Path(path)
+
+    # Watching what is live.
+
+    async def get_drift(
+        self, model: str, *, window: timedelta = timedelta(days=1), end: datetime | None = None
+    ) -> monitoring_pb2.Drift:
+        """Compares the live predictions of a window, which ends now where no end is given, with the test part's."""
+        return await self._call(self._monitoring.GetDrift, requests.drift(model, window, end))
+
+    def list_drift_windows(self, model: str) -> AsyncIterator[monitoring_pb2.Drift]:
+        """What the server found by itself, newest first, with the features that moved."""
+        request = monitoring_pb2.ListDriftWindowsRequest(model=names.model(model))
+        return self._pages(self._monitoring.ListDriftWindows, request, "windows")
 
     # Batch predictions.
 

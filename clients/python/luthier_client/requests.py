@@ -6,7 +6,7 @@ import os
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from luthier.v1.dataset_pb2 import (
     UploadHeader,
 )
 from luthier.v1.evaluation_pb2 import EvaluateRequest
-from luthier.v1.model_pb2 import FineTuneRequest, Model, Quantization, Recording
+from luthier.v1.model_pb2 import FineTuneFromFeedbackRequest, FineTuneRequest, Model, Quantization, Recording
+from luthier.v1.monitoring_pb2 import GetDriftRequest
 from luthier.v1.prediction_pb2 import PredictRequest, PredictResponse, RecordFeedbackRequest, RenderRequest
 from luthier.v1.rollout_pb2 import RolloutRule, StartRolloutRequest, StopRolloutRequest
 from luthier.v1.task_pb2 import Task, TaskMethod
@@ -66,6 +67,46 @@ class Rendered:
     """`image/png` or `image/svg+xml`."""
     prediction_id: str
     """Names the prediction in feedback."""
+
+
+def drift(model: str, window: timedelta, end: datetime | None) -> GetDriftRequest:
+    """The request for a look at live predictions."""
+    request = GetDriftRequest(model=names.model(model))
+    request.window.FromTimedelta(window)
+    if end is not None:
+        request.end_time.FromDatetime(end)
+    return request
+
+
+def fine_tune_from_feedback(
+    model: str,
+    *,
+    dataset_id: str,
+    since: datetime | None,
+    until: datetime | None,
+    feedback_only: bool,
+    config: AnyMessage | None,
+    seed: int,
+    parity_tolerance: float | None,
+    int8: bool,
+    int8_tolerance: float | None,
+) -> FineTuneFromFeedbackRequest:
+    """The request for a fine-tune on live predictions."""
+    request = FineTuneFromFeedbackRequest(
+        model=names.model(model),
+        dataset_id=dataset_id,
+        feedback_only=feedback_only,
+        config=config,
+        seed=seed,
+        request_id=request_id(),
+        parity_tolerance=parity_tolerance,
+        quantization=_quantization(int8, int8_tolerance),
+    )
+    if since is not None:
+        request.since.FromDatetime(since)
+    if until is not None:
+        request.until.FromDatetime(until)
+    return request
 
 
 def request_id() -> str:
@@ -160,8 +201,12 @@ def fine_tune(
         seed=seed,
         request_id=request_id(),
         parity_tolerance=parity_tolerance,
-        quantization=Quantization(tolerance=int8_tolerance) if int8 or int8_tolerance is not None else None,
+        quantization=_quantization(int8, int8_tolerance),
     )
+
+
+def _quantization(int8: bool, tolerance: float | None) -> Quantization | None:
+    return Quantization(tolerance=tolerance) if int8 or tolerance is not None else None
 
 
 def find_upload(header: UploadHeader) -> FindUploadRequest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,14 +40,14 @@ class Audit:
         self._database = database
         self._refused = Bucket(_REFUSED_PER_MINUTE, 60.0, now())
 
-    def begin(self, principal: str, method: str, resource: str, request_id: str, peer: str) -> int:
-        """Writes down that a call has begun, durably; returns its row."""
+    def begin(self, principal: str, method: str, resource: str, request_id: str, peer: str) -> str:
+        """Writes down that a call has begun, durably; returns its row's id."""
         return self._add(principal, method, resource, STARTED, request_id, peer)
 
-    def end(self, id: int, code: str, resource: str) -> None:
+    def end(self, id: str, code: str, resource: str) -> None:
         """Writes down how it ended."""
         with self._database.write() as connection:
-            connection.execute(audit.update().where(audit.c.id == id).values(code=code, resource=resource[:_LONGEST]))
+            connection.execute(audit.update().where(audit.c.id == id).values(code=code, resource=_clean(resource)))
 
     def refused(self, principal: str, method: str, resource: str, code: str, request_id: str, peer: str) -> None:
         """Writes down a call that was not let in."""
@@ -54,19 +55,21 @@ class Audit:
         if not self._refused.draw_if(1.0, at):
             self._add(principal, method, resource, code, request_id, peer)
 
-    def page(self, asked: Asked, before: int | None, size: int) -> Sequence[Row]:
-        """Rows, newest first, from behind the given one on."""
-        query = sa.select(audit).order_by(audit.c.id.desc()).limit(size)
-        if before is not None:
-            query = query.where(audit.c.id < before)
+    def page(self, asked: Asked, after: tuple[float, str] | None, size: int) -> Sequence[Row]:
+        """Rows, newest first, from behind the given time and id on."""
+        query = sa.select(audit).order_by(audit.c.time.desc(), audit.c.id).limit(size)
+        if after:
+            time, id = after
+            query = query.where((audit.c.time < time) | ((audit.c.time == time) & (audit.c.id > id)))
         if asked.principal:
-            query = query.where(audit.c.principal == asked.principal)
+            query = query.where(audit.c.principal == _clean(asked.principal))
         if asked.method:
-            ending = audit.c.method.endswith(f"/{asked.method.lstrip('/')}", autoescape=True)
-            query = query.where((audit.c.method == asked.method) | ending)
+            method = _clean(asked.method)
+            ending = audit.c.method.endswith(f"/{method.lstrip('/')}", autoescape=True)
+            query = query.where((audit.c.method == method) | ending)
         if asked.resource:
             listed = ", " + audit.c.resource + ", "
-            query = query.where(listed.contains(f", {asked.resource}, ", autoescape=True))
+            query = query.where(listed.contains(f", {_clean(asked.resource)}, ", autoescape=True))
         if asked.start_time is not None:
             query = query.where(audit.c.time >= asked.start_time)
         if asked.end_time is not None:
@@ -79,16 +82,23 @@ class Audit:
         with self._database.write() as connection:
             return connection.execute(audit.delete().where(audit.c.time < before)).rowcount
 
-    def _add(self, principal: str, method: str, resource: str, code: str, request_id: str, peer: str) -> int:
+    def _add(self, principal: str, method: str, resource: str, code: str, request_id: str, peer: str) -> str:
+        id = uuid.uuid4().hex
         row = {
+            "id": id,
             "time": now(),
-            "principal": principal,
+            "principal": _clean(principal),
             "method": method,
-            "resource": resource[:_LONGEST],
+            "resource": _clean(resource),
             "code": code,
             "request_id": request_id,
             "peer": peer,
         }
         with self._database.write() as connection:
-            id: int = connection.execute(audit.insert().values(row).returning(audit.c.id)).scalar_one()
-            return id
+            connection.execute(audit.insert().values(row))
+        return id
+
+
+def _clean(text: str) -> str:
+    """A stranger's words, as a database takes them and people can read them."""
+    return "".join(each if each.isprintable() else "?" for each in text[:_LONGEST])

@@ -67,6 +67,11 @@ class Gate:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gate", daemon=True)
 
+    @property
+    def asks_plugins(self) -> bool:
+        """Whether there are plugins that say who calls."""
+        return self._ask is not None
+
     def start(self) -> None:
         """Learns the tokens, and begins to look at files for changes."""
         self._tokens.refresh()

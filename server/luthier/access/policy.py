@@ -62,6 +62,15 @@ class Id(Field):
 
 
 @dataclass(frozen=True)
+class OfFeedback(Short):
+    """A field that holds a data set's id, or is empty for the one of the model's feedback."""
+
+    def read(self, message: Any) -> str:
+        """That id."""
+        return super().read(message) or f"{_model('model').read(message)}-feedback"
+
+
+@dataclass(frozen=True)
 class Tensors(Short):
     """A field of a request of tensors, which is read by a parser of its own."""
 
@@ -120,6 +129,8 @@ _DATASETS = Part("datasets", [_dataset("name")])
 _OPERATIONS = Part("operations", _OPERATION)
 _EVALUATIONS = Part("evaluations", [_model("model_version"), _dataset("dataset_version")])
 
+_LONGEST = 63
+
 PUBLIC = Rule(Role.NONE)
 """For those who ask whether a server is up before they send it callers, such as load balancers, which hold no secret.
 They learn yes or no."""
@@ -153,6 +164,9 @@ RULES: Mapping[str, Rule] = {
         Role.TUNER,
         [_short("model_id"), _dataset("dataset"), _model("base", optional=True)],
     ),
+    "/luthier.v1.ModelService/FineTuneFromFeedback": Rule(
+        Role.TUNER, [_model("model"), OfFeedback("dataset_id", "dataset")]
+    ),
     "/luthier.v1.ModelService/GetModel": Rule(Role.VIEWER, [_model("name")]),
     "/luthier.v1.ModelService/ListModels": Rule(Role.VIEWER, part=_MODELS),
     "/luthier.v1.ModelService/DeleteModel": Rule(Role.TUNER, [_model("name")]),
@@ -175,6 +189,8 @@ RULES: Mapping[str, Rule] = {
     "/luthier.v1.PredictionService/RecordFeedback": Rule(Role.CALLER, [Id("prediction_id", "prediction")]),
     "/luthier.v1.BatchPredictionService/BatchPredict": Rule(Role.TUNER, [_model("model"), _dataset("dataset")]),
     "/luthier.v1.BatchPredictionService/DownloadPredictions": Rule(Role.CALLER, _OPERATION),
+    "/luthier.v1.MonitoringService/GetDrift": Rule(Role.VIEWER, [_model("model")]),
+    "/luthier.v1.MonitoringService/ListDriftWindows": Rule(Role.VIEWER, [_model("model")]),
     "/luthier.v1.OperationService/WatchOperation": Rule(Role.VIEWER, _OPERATION),
     "/luthier.v1.OperationService/PauseOperation": Rule(Role.TUNER, _OPERATION),
     "/luthier.v1.OperationService/ResumeOperation": Rule(Role.TUNER, _OPERATION),
@@ -272,8 +288,8 @@ class Policy:
 
 
 def text(named: Named) -> str:
-    """`models/beer`."""
-    return f"{named.kind}s/{named.id}"
+    """`models/beer`, and no more of it than an id has."""
+    return f"{named.kind}s/{named.id[:_LONGEST]}"
 
 
 def table(rules: Mapping[str, Rule] = RULES) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import functools
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -132,7 +131,7 @@ class Credentials:
     certificate: Mapping[str, Iterable[bytes]] = field(default_factory=dict, repr=False)
     """What gRPC says of a certificate that the caller proved to have, such as `x509_common_name`."""
 
-    @functools.cached_property
+    @property
     def token(self) -> str:
         """What follows `Bearer ` in the metadata `authorization`; empty where there is none."""
         scheme, _, token = self.metadata.get("authorization", "").partition(" ")

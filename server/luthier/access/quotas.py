@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import sqlalchemy as sa
+from google.protobuf.message import Message
 
 from luthier.access.principal import Limits, Principal, acting
 from luthier.database import dataset_versions, operations, uploads
@@ -108,8 +109,8 @@ class Rates:
 
 def size_of(message: Any) -> int:
     """Bytes of a message as it travels, within some of its framing."""
-    if not hasattr(message, "raw"):
-        return int(message.ByteSize())
+    if isinstance(message, Message):
+        return message.ByteSize()
     inner = message.message
     apart = message.raw[: len(message.raw) - len(inner.raw_input_contents)]
     return int(inner.ByteSize()) + sum(len(part) for part in apart)

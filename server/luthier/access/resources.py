@@ -19,6 +19,10 @@ from luthier.v1.operation_pb2 import OperationMetadata
 _STARTED_BY: Mapping[int, tuple[type[Message], str]] = {
     OperationMetadata.KIND_CREATE_DATASET: (dataset_pb2.CreateDatasetRequest, "DatasetService/CreateDataset"),
     OperationMetadata.KIND_FINE_TUNE: (model_pb2.FineTuneRequest, "ModelService/FineTune"),
+    OperationMetadata.KIND_FINE_TUNE_FROM_FEEDBACK: (
+        model_pb2.FineTuneFromFeedbackRequest,
+        "ModelService/FineTuneFromFeedback",
+    ),
     OperationMetadata.KIND_EVALUATE: (evaluation_pb2.EvaluateRequest, "EvaluationService/Evaluate"),
     OperationMetadata.KIND_PULL_BASE: (base_pb2.PullBaseRequest, "BaseService/PullBase"),
     OperationMetadata.KIND_IMPORT_BASE: (base_pb2.ImportBaseRequest, "BaseService/ImportBase"),
@@ -55,7 +59,9 @@ class Resources:
 
 
 def _rows(connection: sa.Connection, table: sa.Table, ids: Sequence[str]) -> Sequence[sa.Row[tuple[Any, ...]]]:
-    return connection.execute(sa.select(table).where(table.c.id.in_(ids))).all() if ids else []
+    # What is no id is not there; some databases do not even take it.
+    asked = [id for id in ids if id.isprintable()]
+    return connection.execute(sa.select(table).where(table.c.id.in_(asked))).all() if asked else []
 
 
 def _could_have_started(principal: Principal, row: sa.Row[tuple[Any, ...]]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import threading
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,7 @@ class Tokens:
         self._database = database
         self._live: dict[bytes, tuple[str, Principal]] = {}
         self._used: dict[str, float] = {}
+        self._refreshing = threading.Lock()
 
     def create(
         self,
@@ -51,7 +53,9 @@ class Tokens:
         with self._database.write() as connection:
             connection.execute(tokens.insert().values(row))
             bump(connection, "tokens")
-            return _get(connection, row["id"]), secret
+            made = _get(connection, row["id"])
+        self.refresh()
+        return made, secret
 
     def page(self, after: tuple[float, str] | None, size: int) -> Sequence[Row]:
         """Rows of tokens, newest first, from behind the given time and id on."""
@@ -68,14 +72,18 @@ class Tokens:
         with self._database.write() as connection:
             connection.execute(ended)
             bump(connection, "tokens")
-            return _get(connection, id)
+            revoked = _get(connection, id)
+        self.refresh()
+        return revoked
 
     def refresh(self) -> None:
         """Learns which tokens there are. Called whenever the revision of `tokens` is another."""
         query = sa.select(tokens).where(tokens.c.revoke_time.is_(None))
-        with self._database.read() as connection:
-            rows = connection.execute(query).all()
-        self._live = {row.digest: (row.id, _principal(row)) for row in rows}
+        # What was read first is not to be believed last.
+        with self._refreshing:
+            with self._database.read() as connection:
+                rows = connection.execute(query).all()
+            self._live = {row.digest: (row.id, _principal(row)) for row in rows}
 
     def find(self, digest: bytes, at: float) -> Principal | None:
         """Whose token has a digest at a time, unless it was revoked or has expired."""

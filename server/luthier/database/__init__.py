@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.pool import ConnectionPoolEntry
 
-HEAD = "0005"
+HEAD = "0006"
 """The newest migration; a test compares it with the migrations there are."""
 _MIGRATION = 0x1A711E5
 """The number of the lock under which PostgreSQL is migrated."""
@@ -177,7 +177,7 @@ tokens = sa.Table(
 audit = sa.Table(
     "audit",
     metadata,
-    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("id", sa.String, primary_key=True),
     sa.Column("time", sa.Double, nullable=False, index=True),
     sa.Column("principal", sa.String, nullable=False),
     sa.Column("method", sa.String, nullable=False),
@@ -248,7 +248,29 @@ predictions = sa.Table(
     sa.Column("labels", sa.LargeBinary),
     sa.Column("value", sa.Double),
     sa.Index("predictions_by_version", "version", "create_time"),
-    sa.Index("predictions_by_rollout", "rollout", "version", "create_time"),
+    # Few of many have labels.
+    sa.Index(
+        "predictions_with_labels",
+        "rollout",
+        "version",
+        "create_time",
+        sqlite_where=sa.text("labels IS NOT NULL"),
+        postgresql_where=sa.text("labels IS NOT NULL"),
+    ),
+)
+
+drift_windows = sa.Table(
+    "drift_windows",
+    metadata,
+    sa.Column("model", sa.String, primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    # Windows end at whole intervals: of several servers the first to insert one looks at it.
+    sa.Column("end_time", sa.Double, primary_key=True),
+    # Number of luthier.v1.Drift.Verdict; 0 until it has been looked at.
+    sa.Column("verdict", sa.Integer, nullable=False),
+    # A serialised luthier.v1.Drift.
+    sa.Column("record", sa.LargeBinary, nullable=False),
+    sa.ForeignKeyConstraint(["model", "number"], ["model_versions.model", "model_versions.number"], ondelete="CASCADE"),
 )
 
 revisions = sa.Table(

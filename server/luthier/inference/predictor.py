@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from onnxruntime.capi import onnxruntime_pybind11_state
 
 from luthier.errors import FailedPrecondition
+from luthier.inference import graphs
 from luthier.inference.tensors import Tensor
 from luthier.task import MODEL_FILE, Task
 from luthier.telemetry.meters import VersionMeter
@@ -63,10 +64,11 @@ class Predictor:
     ) -> None:
         """Runs of the graph are counted by the meter, if any.
 
-        Raises FailedPrecondition where it cannot compute on the device.
+        Raises FailedPrecondition where it cannot compute on the device, DataLoss for a graph that is never loaded.
         """
         self.task = task
         self._meter = meter
+        graphs.check(directory / MODEL_FILE)
         self._codec = task.open(directory)
         wanted = providers(device)
         self._session = ort.InferenceSession(directory / MODEL_FILE, session_options(threads), providers=wanted)

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import sqlalchemy as sa
+import structlog
 from google.longrunning import operations_pb2
 from google.rpc import code_pb2
 
@@ -22,6 +23,8 @@ from luthier.services.binding import Behavior, behavior_of, with_behavior
 from luthier.services.callers import origin
 from luthier.services.interceptor import CHANGES
 from luthier.telemetry.calls import Call, current
+
+log = structlog.get_logger()
 
 
 class AccessInterceptor(grpc.ServerInterceptor):
@@ -75,7 +78,8 @@ class _Method:
         """Who calls, and by which rule; raises Unauthenticated, PermissionDenied."""
         call = current.get()
         assert call is not None
-        credentials = Credentials(call.metadata(), *origin(context))
+        peer, certificate = origin(context, self.guards.gate.asks_plugins)
+        credentials = Credentials(call.metadata(), peer, certificate)
         try:
             principal = self.guards.gate.principal(credentials)
             call.principal = principal.name
@@ -97,7 +101,11 @@ class _Method:
         """Writes down a change that was not let in."""
         if self.changes:
             code = code_pb2.Code.Name(error.code)
-            self.guards.audit.refused(call.principal, self.name, resource, code, call.request_id, credentials.peer)
+            try:
+                self.guards.audit.refused(call.principal, self.name, resource, code, call.request_id, credentials.peer)
+            except sa.exc.OperationalError as gone:
+                # It is refused all the same, which the log says.
+                log.warning("database unreachable", error=type(gone.orig).__name__)
 
 
 class _Entered:
@@ -110,7 +118,7 @@ class _Entered:
         self._credentials = credentials
         self._principal = principal
         self._rule = rule
-        self._row: int | None = None
+        self._row: str | None = None
         self._resource = ""
 
     def begin(self, request: Any) -> Any:
@@ -148,7 +156,11 @@ class _Entered:
         name = _name(response) or _name(getattr(response, "token", None))
         if name and (not self._resource or isinstance(response, operations_pb2.Operation)):
             self._resource = f"{self._resource}, {name}" if self._resource else name
-        self._guards.audit.end(self._row, code, self._resource)
+        try:
+            self._guards.audit.end(self._row, code, self._resource)
+        except sa.exc.OperationalError as gone:
+            # What was done is done; the entry says that it began, and the log how it ended.
+            log.warning("database unreachable", error=type(gone.orig).__name__)
 
     def _each(self, requests: Iterator[Any]) -> Iterator[Any]:
         # What names resources in each of its requests is one call in each; an upload is one, whatever its chunks.
@@ -189,13 +201,19 @@ def _stream(behavior: Behavior, method: _Method) -> Behavior:
     @functools.wraps(behavior)
     def run(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
         entered = method.enter(request, context)
+        request = entered.begin(request)
         first = True
-        for response in behavior(entered.begin(request), context):
-            # A watch may last for days.
-            if not first:
-                entered.check_still()
-            first = False
-            yield entered.shown(response)
+        try:
+            for response in behavior(request, context):
+                # A watch may last for days.
+                if not first:
+                    entered.check_still()
+                first = False
+                yield entered.shown(response)
+        except BaseException as error:
+            entered.end(_code_of(error, context))
+            raise
+        entered.end("OK" if context.code() is None else context.code().name)
 
     return run
 

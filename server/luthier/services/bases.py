@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -22,7 +23,11 @@ from luthier.v1.operation_pb2 import OperationMetadata
 _MOST_SUGGESTIONS = 5
 """Where the request does not say."""
 _MOST_PIXELS = 4096
+_MOST_FILES = 20
 _COMPANION = re.compile(r"[A-Za-z0-9][\w.-]{0,126}\.(json|txt|model)")
+
+
+_ARCHITECTURE = re.compile(r"[A-Za-z0-9_]{1,100}(\.[A-Za-z0-9_]{1,100})?")
 
 
 class BaseService(base_pb2_grpc.BaseServiceServicer):
@@ -124,8 +129,11 @@ class BaseService(base_pb2_grpc.BaseServiceServicer):
         )
 
     def _violations(self, request: base_pb2.ImportBaseRequest) -> dict[str, str]:
+        if len(request.files) > _MOST_FILES:
+            return {"files": f"{len(request.files)} beside the weights; at most {_MOST_FILES} are taken"}
         violations = {}
-        if not request.architecture:
+        # Libraries give some names a meaning of their own, such as a folder or a repository to fetch from.
+        if not _ARCHITECTURE.fullmatch(request.architecture):
             violations["architecture"] = "name one, such as mobilenet_v2 or BertModel"
         known = self._plugins.tasks
         if unknown := [task for task in request.tasks if task not in known]:
@@ -161,7 +169,9 @@ def _preprocessing_violations(wanted: base_pb2.Preprocessing) -> dict[str, str]:
     for field in ("mean", "std"):
         if len(getattr(wanted, field)) not in (0, 3):
             violations[f"preprocessing.{field}"] = "three values, one for each of red, green and blue"
-    if any(not value > 0 for value in wanted.std):
+    if not all(math.isfinite(value) for value in wanted.mean):
+        violations["preprocessing.mean"] = "each is a number"
+    if any(not 0 < value < math.inf for value in wanted.std):
         violations["preprocessing.std"] = "each is above 0"
     if wanted.num_classes:
         violations["preprocessing.num_classes"] = "it follows from the weights; leave it out"

@@ -11,14 +11,17 @@ import grpc
 from luthier.web.orders import CERTIFICATE, PEER
 
 
-def origin(context: grpc.ServicerContext) -> tuple[str, dict[str, Any]]:
-    """The address as gRPC writes it, and what gRPC says of the certificate; of the HTTP front its own caller's."""
+def origin(context: grpc.ServicerContext, wants_certificate: bool = True) -> tuple[str, dict[str, Any]]:
+    """The address as gRPC writes it, and what gRPC says of the certificate; of the HTTP front its own caller's.
+
+    Without `wants_certificate` nothing is said of that, which takes time to find out.
+    """
     peer: str = context.peer()
     if not peer.startswith("unix:"):
-        return peer, dict(context.auth_context() or {})
+        return peer, dict(context.auth_context() or {}) if wants_certificate else {}
     # Nobody but the front can open that socket; what others write into the same metadata is not read.
     said = dict(context.invocation_metadata())
-    certificate = said.get(CERTIFICATE)
+    certificate = said.get(CERTIFICATE) if wants_certificate else None
     return str(said.get(PEER, peer)), dict(_described(certificate)) if isinstance(certificate, bytes) else {}
 
 

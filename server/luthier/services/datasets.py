@@ -28,6 +28,8 @@ from luthier.v1.operation_pb2 import OperationMetadata
 
 MOST_CHUNK_BYTES = 2**20
 MOST_UPLOAD_BYTES = 64 * 2**30
+MOST_FILES = 1000
+"""Of one data set; each is looked up in the database."""
 FREE_BYTES = 2**30
 """What an upload must leave free on the disk, for the database and for trainings."""
 
@@ -148,6 +150,8 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         violations = {}
         if not request.files:
             violations["files"] = "there are none; upload them first"
+        if len(request.files) > MOST_FILES:
+            return {"files": f"{len(request.files)} in one data set; at most {MOST_FILES} are taken, or a zip of more"}
         if request.format and request.format not in task.formats:
             violations["format"] = f"{request.format!r} is none of {', '.join(task.formats)}"
         roles = ("", *PARTS, *task.extra_files)

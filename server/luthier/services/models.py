@@ -49,15 +49,37 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
                 check(task, full)
             except InvalidArgument as error:
                 violations |= error.violations
-        if not 0 <= request.parity_tolerance <= 1:
-            violations["parity_tolerance"] = f"{request.parity_tolerance:g} is not between 0 and 1"
-        if not 0 <= request.quantization.tolerance <= 1:
-            violations["quantization.tolerance"] = f"{request.quantization.tolerance:g} is not between 0 and 1"
-        if not 0 <= request.seed < 2**32:
-            violations["seed"] = f"{request.seed} is not between 0 and 2**32 - 1"
+        violations |= _misfits(request)
         if violations:
             raise InvalidArgument(violations)
         return self._operations.submit(OperationMetadata.KIND_FINE_TUNE, f"models/{request.model_id}", request, full)
+
+    def FineTuneFromFeedback(
+        self, request: model_pb2.FineTuneFromFeedbackRequest, context: grpc.ServicerContext
+    ) -> operations_pb2.Operation:
+        """Pins the version and the time, fills in the defaults and queues it."""
+        kind = OperationMetadata.KIND_FINE_TUNE_FROM_FEEDBACK
+        if before := self._operations.repeated(kind, request):
+            return before
+        model, number = self._registry.resolve(request.model, "model")
+        version = self._registry.model_version(model, number)
+        full = model_pb2.FineTuneFromFeedbackRequest()
+        full.CopyFrom(request)
+        full.model, full.dataset_id = version.name, request.dataset_id or f"{model[:54]}-feedback"
+        if not request.HasField("since"):
+            full.since.CopyFrom(version.create_time)
+        if not request.HasField("until"):
+            full.until.GetCurrentTime()
+        if not request.HasField("config"):
+            full.config.CopyFrom(version.config)
+        violations = _misfits(full)
+        try:
+            self._check_feedback(self._plugins.task(version.task), full)
+        except InvalidArgument as error:
+            violations |= error.violations
+        if violations:
+            raise InvalidArgument(violations)
+        return self._operations.submit(kind, f"models/{model}", request, full)
 
     def GetModel(self, request: model_pb2.GetModelRequest, context: grpc.ServicerContext) -> model_pb2.Model:
         """One model."""
@@ -185,7 +207,22 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
             if task.id not in entry.tasks:
                 raise InvalidArgument({"base": f"it suits {', '.join(entry.tasks)}, not {task.id}"})
 
-    def _fill_config(self, task: Task, request: model_pb2.FineTuneRequest) -> None:
+    def _check_feedback(self, task: Task, request: model_pb2.FineTuneFromFeedbackRequest) -> None:
+        names.check_id(request.dataset_id, "dataset_id")
+        try:
+            dataset = self._registry.dataset(request.dataset_id)
+        except NotFound:
+            pass
+        else:
+            if dataset.task != task.id:
+                raise InvalidArgument({"dataset_id": f"{dataset.name} is of the task {dataset.task}, not {task.id}"})
+        if request.since.ToMicroseconds() >= request.until.ToMicroseconds():
+            raise InvalidArgument({"since": "it is not before `until`"})
+        self._fill_config(task, request)
+
+    def _fill_config(
+        self, task: Task, request: model_pb2.FineTuneRequest | model_pb2.FineTuneFromFeedbackRequest
+    ) -> None:
         config = task.config()
         if request.HasField("config"):
             wanted = task.config.DESCRIPTOR.full_name
@@ -196,3 +233,15 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
                 raise InvalidArgument({"config": f"its bytes are no {wanted}"}) from error
         fields.resolve(config)
         request.config.Pack(config)
+
+
+def _misfits(request: model_pb2.FineTuneRequest | model_pb2.FineTuneFromFeedbackRequest) -> dict[str, str]:
+    """Numbers out of their bounds, by field."""
+    violations: dict[str, str] = {}
+    if not 0 <= request.parity_tolerance <= 1:
+        violations["parity_tolerance"] = f"{request.parity_tolerance:g} is not between 0 and 1"
+    if not 0 <= request.quantization.tolerance <= 1:
+        violations["quantization.tolerance"] = f"{request.quantization.tolerance:g} is not between 0 and 1"
+    if not 0 <= request.seed < 2**32:
+        violations["seed"] = f"{request.seed} is not between 0 and 2**32 - 1"
+    return violations

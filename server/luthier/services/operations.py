@@ -11,7 +11,7 @@ from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.protobuf.empty_pb2 import Empty
 
 from luthier import names, paging
-from luthier.errors import Unavailable
+from luthier.errors import InvalidArgument, Unavailable
 from luthier.operations import Operations, to_proto
 from luthier.revisions import Revisions
 from luthier.store import Store
@@ -39,6 +39,13 @@ class LongRunningService(operations_pb2_grpc.OperationsServicer):
         self, request: operations_pb2.ListOperationsRequest, context: grpc.ServicerContext
     ) -> operations_pb2.ListOperationsResponse:
         """A page, newest first."""
+        violations = {}
+        if request.name not in ("", "operations"):
+            violations["name"] = "operations have no parent; leave it out"
+        if request.filter:
+            violations["filter"] = "nothing is filtered; leave it out"
+        if violations:
+            raise InvalidArgument(violations)
         size, key = paging.size_of(request.page_size), paging.key_of(request.page_token, float, str)
         rows = self._operations.page((key[0], key[1]) if key else None, size + 1)
         token = paging.token_of(rows[size - 1].create_time, rows[size - 1].id) if len(rows) > size else ""

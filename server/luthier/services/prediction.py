@@ -95,6 +95,7 @@ def _all(messages: Messages) -> Messages:
 
 def unpack(task: Task, packed: Sequence[Any]) -> list[Message]:
     """The instances in a list of Any; raises InvalidArgument for every one of another type or of broken bytes."""
+    _check_count(packed)
     kinds = {method.instance.DESCRIPTOR.full_name: method.instance for method in task.methods}
     instances: list[Message] = []
     violations = {}
@@ -154,9 +155,13 @@ def caller_of(context: grpc.ServicerContext) -> Caller:
     return Caller(context.time_remaining(), context.is_active)
 
 
-def _predict(served: Served, instances: Sequence[Message], caller: Caller) -> list[Message]:
+def _check_count(instances: Sequence[Message]) -> None:
     if not instances:
         raise InvalidArgument({"instances": "there are none"})
     if len(instances) > MOST_INSTANCES:
         raise InvalidArgument({"instances": f"{len(instances)} in one call; at most {MOST_INSTANCES} are taken"})
+
+
+def _predict(served: Served, instances: Sequence[Message], caller: Caller) -> list[Message]:
+    _check_count(instances)
     return served.predict(instances, caller)

@@ -45,7 +45,7 @@ class TokenService(access_pb2_grpc.TokenServiceServicer):
     ) -> access_pb2.ListTokensResponse:
         """A page, newest first."""
         _check(self._is_asking)
-        size, key = paging.size_of(request.page_size), paging.key_of(request.page_token)
+        size, key = paging.size_of(request.page_size), paging.key_of(request.page_token, float, str)
         rows = self._tokens.page((key[0], key[1]) if key else None, size + 1)
         token = paging.token_of(rows[size - 1].create_time, rows[size - 1].id) if len(rows) > size else ""
         return access_pb2.ListTokensResponse(tokens=map(_proto, rows[:size]), next_page_token=token)
@@ -68,7 +68,7 @@ class AuditService(access_pb2_grpc.AuditServiceServicer):
     ) -> access_pb2.ListAuditEntriesResponse:
         """A page, newest first."""
         _check(self._is_asking)
-        size, key = paging.size_of(request.page_size), paging.key_of(request.page_token)
+        size, key = paging.size_of(request.page_size), paging.key_of(request.page_token, float, str)
         asked = Asked(
             request.principal,
             request.method,
@@ -76,7 +76,7 @@ class AuditService(access_pb2_grpc.AuditServiceServicer):
             request.start_time.ToMicroseconds() / 1e6 if request.HasField("start_time") else None,
             request.end_time.ToMicroseconds() / 1e6 if request.HasField("end_time") else None,
         )
-        rows = self._audit.page(asked, key[0] if key else None, size + 1)
+        rows = self._audit.page(asked, (key[0], key[1]) if key else None, size + 1)
         return access_pb2.ListAuditEntriesResponse(
             audit_entries=[
                 access_pb2.AuditEntry(
@@ -90,7 +90,7 @@ class AuditService(access_pb2_grpc.AuditServiceServicer):
                 )
                 for row in rows[:size]
             ],
-            next_page_token=paging.token_of(rows[size - 1].id) if len(rows) > size else "",
+            next_page_token=paging.token_of(rows[size - 1].time, rows[size - 1].id) if len(rows) > size else "",
         )
 
 

@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 
 from luthier.errors import Unavailable
 from luthier.telemetry.meters import Distribution, Meters
+from luthier.v1.monitoring_pb2 import Drift
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,10 @@ class Sources:
     """The number of operations by state; raises Unavailable where the database does not answer."""
     models_loaded: Callable[[], int]
     pools: Mapping[str, Pool]
+    dropped: Callable[[], Mapping[str, int]]
+    """What was given up because too much waited, by what it was."""
+    drift: Callable[[], Sequence[tuple[str, int, Drift]]]
+    """Model, version and newest window of each version that an alias names; raises Unavailable likewise."""
     certificates: Certificates | None = None
     """None where the server shows none."""
 
@@ -120,6 +125,10 @@ class _Luthier(Collector):
         yield from _calls(self._sources.meters)
         yield from _predictions(self._sources.meters)
         yield from _pools(self._sources.pools)
+        dropped = CounterMetricFamily("luthier_dropped", "What was given up because too much waited", labels=["what"])
+        for what, count in self._sources.dropped().items():
+            dropped.add_metric([what], count)
+        yield dropped
         loaded = self._sources.models_loaded()
         yield GaugeMetricFamily("luthier_models_loaded", "Model versions in memory", value=loaded)
         try:
@@ -130,6 +139,11 @@ class _Luthier(Collector):
         yield _gauge("luthier_operations", "Operations", "state", operations)
         if self._sources.certificates is not None:
             yield from _certificates(self._sources.certificates)
+        try:
+            windows = self._sources.drift()
+        except Unavailable:
+            windows = []
+        yield from _drift(windows)
 
 
 def _calls(meters: Meters) -> Iterator[Metric]:
@@ -166,6 +180,38 @@ def _predictions(meters: Meters) -> Iterator[Metric]:
         in_flight.add_metric(of, found.in_flight)
         waiting.add_metric(of, found.waiting)
     yield from (calls, instances, seconds, stages, rows, in_flight, waiting)
+
+
+def _drift(windows: Sequence[tuple[str, int, Drift]]) -> Iterator[Metric]:
+    labels = ["model", "version"]
+    found = GaugeMetricFamily(
+        "luthier_drift_statistic",
+        "Distance of live values from the test part's, ks or psi",
+        labels=[*labels, "feature"],
+    )
+    alarms = GaugeMetricFamily("luthier_drift_alarm", "Whether a feature moved", labels=[*labels, "feature"])
+    predictions = GaugeMetricFamily("luthier_drift_predictions", "Predictions of the newest window", labels=labels)
+    end = GaugeMetricFamily("luthier_drift_window_end_seconds", "When the newest window ended", labels=labels)
+    error = GaugeMetricFamily("luthier_calibration_error", "Expected calibration error by feedback", labels=labels)
+    score = GaugeMetricFamily(
+        "luthier_live_score", "The task's metric by feedback", labels=[*labels, "metric", "bound"]
+    )
+    worse = GaugeMetricFamily("luthier_live_score_worse", "Whether it is below that of the publication", labels=labels)
+    for model, number, window in windows:
+        of = [model, str(number)]
+        for feature in window.features:
+            found.add_metric([*of, feature.name], feature.value)
+            alarms.add_metric([*of, feature.name], feature.alarm)
+        predictions.add_metric(of, window.num_predictions)
+        end.add_metric(of, window.end_time.ToMicroseconds() / 1e6)
+        if window.HasField("calibration"):
+            error.add_metric(of, window.calibration.expected_error)
+        if window.HasField("live"):
+            live = window.live
+            for bound, value in (("value", live.value), ("low", live.low), ("high", live.high)):
+                score.add_metric([*of, live.metric, bound], value)
+            worse.add_metric(of, live.worse)
+    yield from (found, alarms, predictions, end, error, score, worse)
 
 
 def _pools(pools: Mapping[str, Pool]) -> Iterator[Metric]:

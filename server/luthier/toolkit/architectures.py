@@ -91,7 +91,10 @@ def resolve(name: str) -> Architecture:
     if name in TWINS:
         return _timm(TWINS[name], twins=(name,))
     if timm.is_model(name.partition(".")[0]):
-        return _timm(name, twins=tuple(twin for twin, of in TWINS.items() if of == name))
+        try:
+            return _timm(name, twins=tuple(twin for twin, of in TWINS.items() if of == name))
+        except (RuntimeError, AssertionError) as error:  # Where what follows the dot is no tag of its weights.
+            raise InvalidArgument({"architecture": f"timm has no {name}"}) from error
     if name in torchvision.models.list_models():
         why = f"torchvision's {name} has no twin in timm that computes the same; known are {', '.join(TWINS)}"
     else:

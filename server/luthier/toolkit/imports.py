@@ -201,8 +201,11 @@ def _import_encoder(
             dtype=torch.float32,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InvalidArgument({"files": f"config.json and the weights make no encoder: {error}"}) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # A config.json may hold anything, and is first looked at where it is used.
+        why = str(error).replace(str(target), "the base")
+        raise InvalidArgument({"files": f"config.json and the weights make no encoder: {why}"}) from error
     if type(module).__name__ != architecture:
         raise InvalidArgument({"architecture": f"config.json is that of a {type(module).__name__}, not {architecture}"})
     missing = sorted(loading["missing_keys"])

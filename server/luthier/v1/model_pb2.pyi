@@ -543,6 +543,76 @@ class FineTuneRequest(_message.Message):
 Global___FineTuneRequest: _TypeAlias = FineTuneRequest  # noqa: Y015
 
 @_typing.final
+class FineTuneFromFeedbackRequest(_message.Message):
+    """Request of FineTuneFromFeedback."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    DATASET_ID_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    FEEDBACK_ONLY_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PARITY_TOLERANCE_FIELD_NUMBER: _builtins.int
+    QUANTIZATION_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """`models/{model}`, `models/{model}/versions/{number}` or `models/{model}/aliases/{alias}`: whose predictions are learnt
+    from, and what is tuned further. The bare name means the alias `production`.
+    """
+    dataset_id: _builtins.str
+    """Last part of the name of the data set that gets a version; empty: the model's with `-feedback` behind it."""
+    feedback_only: _builtins.bool
+    """Leaves out the examples that the version was tuned on, which are otherwise joined part by part."""
+    seed: _builtins.int
+    """Same seed, data, config and machine: same weights."""
+    request_id: _builtins.str
+    """Makes a retry safe: the same id gives the same operation."""
+    parity_tolerance: _builtins.float
+    """As in FineTuneRequest."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Predictions from this moment on; unset: since the version was published."""
+
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp:
+        """Predictions before this moment; unset: until now."""
+
+    @_builtins.property
+    def config(self) -> _any_pb2.Any:
+        """A message of the task's config type; unset: the version's own."""
+
+    @_builtins.property
+    def quantization(self) -> Global___Quantization:
+        """As in FineTuneRequest."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        dataset_id: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+        feedback_only: _builtins.bool = ...,
+        config: _any_pb2.Any | None = ...,
+        seed: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+        parity_tolerance: _builtins.float | None = ...,
+        quantization: Global___Quantization | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_parity_tolerance", b"_parity_tolerance", "config", b"config", "parity_tolerance", b"parity_tolerance", "quantization", b"quantization", "since", b"since", "until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_parity_tolerance", b"_parity_tolerance", "config", b"config", "dataset_id", b"dataset_id", "feedback_only", b"feedback_only", "model", b"model", "parity_tolerance", b"parity_tolerance", "quantization", b"quantization", "request_id", b"request_id", "seed", b"seed", "since", b"since", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__parity_tolerance: _TypeAlias = _typing.Literal["parity_tolerance"]  # noqa: Y015
+    _WhichOneofArgType__parity_tolerance: _TypeAlias = _typing.Literal["_parity_tolerance", b"_parity_tolerance"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__parity_tolerance) -> _WhichOneofReturnType__parity_tolerance | None: ...
+
+Global___FineTuneFromFeedbackRequest: _TypeAlias = FineTuneFromFeedbackRequest  # noqa: Y015
+
+@_typing.final
 class Quantization(_message.Message):
     """How an int8 variant is judged."""
 

@@ -17,7 +17,7 @@ from luthier.registry import Registry
 from luthier.settings import Settings
 from luthier.store import Store
 from luthier.v1.operation_pb2 import OperationMetadata
-from luthier.worker import batch_predict, create_dataset, evaluate, fine_tune, import_base, process, pull_base
+from luthier.worker import batch_predict, create_dataset, evaluate, feedback, fine_tune, import_base, process, pull_base
 from luthier.worker.child import ChildKilled
 from luthier.worker.job import Job, Paused, Tools
 
@@ -30,6 +30,7 @@ WORK = {
     OperationMetadata.KIND_PULL_BASE: pull_base.work,
     OperationMetadata.KIND_IMPORT_BASE: import_base.work,
     OperationMetadata.KIND_BATCH_PREDICT: batch_predict.work,
+    OperationMetadata.KIND_FINE_TUNE_FROM_FEEDBACK: feedback.work,
 }
 
 

@@ -8,7 +8,20 @@ from typing import Annotated
 import typer
 
 from luthier_client import server
-from luthier_client.cli import access, bases, catalogue, datasets, evaluate, models, operations, predict, rollouts, tune
+from luthier_client.cli import (
+    access,
+    bases,
+    catalogue,
+    datasets,
+    drift,
+    evaluate,
+    health,
+    models,
+    operations,
+    predict,
+    rollouts,
+    tune,
+)
 from luthier_client.cli.session import (
     AddressOption,
     CaOption,
@@ -80,10 +93,12 @@ def demo(
     raise typer.Exit(luthier_demo.run(chosen, exit_after=exit, home=home))
 
 
+health.add_to(app)
 catalogue.add_to(app)
 bases.add_to(app)
 datasets.add_to(app)
 tune.add_to(app)
+drift.add_to(app)
 operations.add_to(app)
 evaluate.add_to(app)
 models.add_to(app)

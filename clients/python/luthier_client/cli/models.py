@@ -11,7 +11,7 @@ from rich.table import Table
 from luthier.v1.model_pb2 import ModelVersion
 from luthier_client import names
 from luthier_client.cli import output, rollouts
-from luthier_client.cli.session import Session, command
+from luthier_client.cli.session import Session, WrongUse, command
 
 models = typer.Typer(help="Models, their versions and aliases.", no_args_is_help=True)
 alias = typer.Typer(help="The names that say which version answers.", no_args_is_help=True)
@@ -96,6 +96,8 @@ def set_alias(
     sample: Annotated[float | None, typer.Option(help="Share of the calls that is kept. [all]")] = None,
 ) -> None:
     """Point an alias at a version: promote, or roll back."""
+    if sample is not None and not record:
+        raise WrongUse("--sample goes with --record")
     changed = session.client.set_alias(model, name, version, rollouts.recording(record, sample))
     session.show(session.document(changed), f"{model}@{name} → {output.short(changed.model_version)}")
 

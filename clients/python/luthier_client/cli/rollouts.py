@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any
 
 import typer
@@ -10,10 +11,15 @@ from rich.console import RenderableType
 
 from luthier.v1.model_pb2 import Recording
 from luthier.v1.rollout_pb2 import Rollout, RolloutEvent, RolloutRule, RolloutSide
+from luthier_client import names
 from luthier_client.cli import output
 from luthier_client.cli.session import Session, WrongUse, command
 
 rollouts = typer.Typer(help="A version tried beside an alias's own, by a share of its calls.", no_args_is_help=True)
+
+Which = Annotated[
+    str, typer.Argument(metavar="ROLLOUT|MODEL[@ALIAS]", help="Its id, or an alias for the newest of it.")
+]
 
 _MODES = {"off": Recording.MODE_OFF, "predictions": Recording.MODE_PREDICTIONS, "inputs": Recording.MODE_INPUTS}
 
@@ -90,46 +96,47 @@ def list_rollouts(session: Session, model: str = "") -> None:
 
 
 @command(rollouts, "show")
-def show(session: Session, rollout: str) -> None:
+def show(session: Session, rollout: Which) -> None:
     """Show both sides of a rollout, each metric with its 95 % interval."""
-    found = session.client.get_rollout(rollout)
+    found = session.client.get_rollout(named(session, rollout))
     session.show(session.document(found), *described(found))
 
 
 @command(rollouts, "watch")
-def watch(session: Session, rollout: str) -> None:
+def watch(session: Session, rollout: Which) -> None:
     """Watch a rollout until it is over, and print its events."""
+    name = named(session, rollout)
     seen = []
-    for event in session.client.watch_rollout(rollout):
+    for event in session.client.watch_rollout(name):
         seen.append(event)
         kind = RolloutEvent.Kind.Name(event.kind).removeprefix("KIND_").replace("_", " ").lower()
         session.note(f"{output.moment(event.time)} {kind}: {event.message}")
-    found = session.client.get_rollout(rollout)
+    found = session.client.get_rollout(name)
     session.show([session.document(event) for event in seen], *described(found))
 
 
 @command(rollouts, "update")
 def update(
     session: Session,
-    rollout: str,
+    rollout: Which,
     percent: Annotated[float | None, typer.Option(help="Share of the calls from now on.")] = None,
     paused: Annotated[
         bool | None, typer.Option("--pause/--resume", help="Have the alias's version answer all calls for a while.")
     ] = None,
 ) -> None:
     """Change the share of the calls, pause, or go on."""
-    changed = session.client.update_rollout(rollout, percent=percent, paused=paused)
+    changed = session.client.update_rollout(named(session, rollout), percent=percent, paused=paused)
     session.show(session.document(changed), *described(changed))
 
 
 @command(rollouts, "promote")
-def promote(session: Session, rollout: str, reason: str = "") -> None:
+def promote(session: Session, rollout: Which, reason: str = "") -> None:
     """End a rollout with the alias at the version that was tried."""
     _stop(session, rollout, True, reason)
 
 
 @command(rollouts, "roll-back")
-def roll_back(session: Session, rollout: str, reason: str = "") -> None:
+def roll_back(session: Session, rollout: Which, reason: str = "") -> None:
     """End a rollout with the alias where it is."""
     _stop(session, rollout, False, reason)
 
@@ -155,11 +162,26 @@ def feedback(
     session.show(session.document(recorded), f"{said}: {output.short(recorded.model_version)}, {recorded.value:g}")
 
 
+def named(session: Session, rollout: str) -> str:
+    """The rollout of an id, or the newest of an alias; a bare model stands for its alias `production`."""
+    if re.fullmatch("(rollouts/)?[0-9a-f]{32}", rollout):
+        return rollout
+    model = rollout if "@" in rollout else f"{rollout}@{names.PRODUCTION}"
+    for found in session.client.list_rollouts(model):
+        if alias(found) == model:
+            return found.name
+    raise WrongUse(f"{model} has no rollout")
+
+
 def recording(mode: str, sample: float | None) -> Recording | None:
     """What is to be kept; None where neither is said."""
     if mode and mode not in _MODES:
         raise WrongUse(f"--record is one of {', '.join(_MODES)}, not {mode}")
-    return Recording(mode=_MODES.get(mode), sample=sample) if mode or sample is not None else None
+    return (
+        Recording(mode=_MODES[mode] if mode else Recording.MODE_UNSPECIFIED, sample=sample)
+        if mode or sample is not None
+        else None
+    )
 
 
 def described(rollout: Rollout) -> list[RenderableType]:
@@ -219,5 +241,5 @@ def state(rollout: Rollout) -> str:
 
 
 def _stop(session: Session, rollout: str, promote: bool, reason: str) -> None:
-    ended = session.client.stop_rollout(rollout, promote=promote, reason=reason)
-    session.show(session.document(ended), *described(session.client.get_rollout(rollout)))
+    ended = session.client.stop_rollout(named(session, rollout), promote=promote, reason=reason)
+    session.show(session.document(ended), *described(session.client.get_rollout(ended.name)))

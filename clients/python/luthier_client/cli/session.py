@@ -107,7 +107,7 @@ def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Call
             # The variable comes last: an option before the command counts for more than the environment.
             chosen = address or given.address or os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS
             credentials = {
-                name: arguments.pop(name) or given.credentials.get(name) or os.environ.get(variable) or ""
+                name: arguments.pop(f"own_{name}") or given.credentials.get(name) or os.environ.get(variable) or ""
                 for name, (_, variable, _) in _CREDENTIALS.items()
             }
             try:
@@ -125,7 +125,7 @@ def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Call
 
         _, *own = inspect.signature(function, eval_str=True).parameters.values()
         # Said once, before the command, they would fill each command's help.
-        hidden = {name: _credential(name, hidden=True) for name in _CREDENTIALS}
+        hidden = {f"own_{name}": _credential(name, hidden=True) for name in _CREDENTIALS}
         added = {"ctx": typer.Context, "address": AddressOption, "json": JsonOption, **hidden}
         defaults: Mapping[str, Any] = {"ctx": inspect.Parameter.empty, "json": False}
         keyword = inspect.Parameter.KEYWORD_ONLY

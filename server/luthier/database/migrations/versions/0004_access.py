@@ -28,7 +28,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "audit",
-        sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+        sa.Column("id", sa.String, primary_key=True),
         sa.Column("time", sa.Double, nullable=False, index=True),
         sa.Column("principal", sa.String, nullable=False),
         sa.Column("method", sa.String, nullable=False),

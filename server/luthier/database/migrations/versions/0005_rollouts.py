@@ -54,7 +54,13 @@ def upgrade() -> None:
         sa.Column("value", sa.Double),
     )
     op.create_index("predictions_by_version", "predictions", ["version", "create_time"])
-    op.create_index("predictions_by_rollout", "predictions", ["rollout", "version", "create_time"])
+    op.create_index(
+        "predictions_with_labels",
+        "predictions",
+        ["rollout", "version", "create_time"],
+        sqlite_where=sa.text("labels IS NOT NULL"),
+        postgresql_where=sa.text("labels IS NOT NULL"),
+    )
 
 
 def downgrade() -> None:
