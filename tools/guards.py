@@ -138,7 +138,7 @@ GUARDS = [
         "tests/e2e/test_http.py::test_others_are_let_in_by_tls_and_tokens_alone",
         "luthier/settings.py",
         ', ("--http-listen", self.http_listen)):\n',
-        "):\n",
+        ",):\n",
     ),
     Guard(
         "http: callers do not say themselves where they come from",

@@ -129,7 +129,7 @@ def test_errors_are_those_of_grpc(address: str) -> None:
         ('{"model": 1}', "model", "expected string"),
         ('{"modell": "shop"}', "modell", "there is no such field"),
         ('{"model": "shop", "model": "shop"}', "body", "duplicate key model"),
-        ('{"instances": [{}, {"k": "many"}]}', "instances.k", "invalid literal for int"),
+        ('{"instances": [{}, {"k": "many"}]}', "instances[1].k", "invalid literal for int"),
         ('{"instances": [{"history": [null]}]}', "instances[0].history[0]", "null is not allowed"),
         ('{"instances": {}}', "instances", "repeated field"),
         ('{"a":' * 100_000, "body", "is no JSON"),

@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from pathlib import Path
 
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
@@ -33,7 +34,7 @@ def main() -> int:
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     orders = Orders.read(sys.argv[1])
-    threading.Thread(target=_end_with_input, args=(orders.directory,), daemon=True).start()
+    threading.Thread(target=_end_with_input, args=(orders,), daemon=True).start()
     asyncio.run(_serve(orders))
     return 0
 
@@ -70,13 +71,16 @@ def _certificates(orders: Orders) -> Certificates | None:
     return Certificates(Files(Path(orders.certificate), Path(orders.key), client_ca))
 
 
-def _end_with_input(directory: str) -> None:
+def _end_with_input(orders: Orders) -> None:
     """Waits for the end of standard input, which comes when the server has gone, however it ended."""
     # Not by Python's own file, whose lock would stop the end of the process.
     while os.read(0, 4096):
         pass
-    shutil.rmtree(directory, ignore_errors=True)
+    shutil.rmtree(orders.directory, ignore_errors=True)
     os.kill(os.getpid(), signal.SIGTERM)
+    # Where that came before anything listened to it.
+    time.sleep(orders.drain_s + 5)
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,8 @@ sequence of messages, each after five bytes: whether it is compressed or the las
 from __future__ import annotations
 
 import asyncio
-import binascii
 import json
 import re
-from base64 import b64decode
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -50,36 +48,15 @@ class Connect:
         if method is None:
             why = f"there is no method {request.url.path[:200]!r}; POST to /package.Service/Method"
             raise Failure.plain(code_pb2.UNIMPLEMENTED, why, 404)
-        if request.method == "GET" and method.is_safe and not method.streams:
-            return await self._get(request, method)
         if request.method != "POST":
-            allowed = "GET, POST" if method.is_safe and not method.streams else "POST"
-            why = f"{request.method} is not for {method.path}; use {allowed}"
-            raise Failure.plain(code_pb2.UNIMPLEMENTED, why, 405, allow=allowed)
+            why = f"{request.method} is not for {method.path}; use POST"
+            raise Failure.plain(code_pb2.UNIMPLEMENTED, why, 405, allow="POST")
         is_json = _is_json(request, _STREAMING if method.streams else _UNARY, method)
         _check_version(request.headers.get("connect-protocol-version", "1"))
         if method.streams:
             return await self._stream(request, method, is_json)
         with self._bodies.place() as place:
             return await self._call(request, method, is_json, await place.read(request))
-
-    async def _get(self, request: Request, method: Method) -> Response:
-        """A call without side effects, whose message is in the URL."""
-        asked = request.query_params
-        _check_version(asked.get("connect", "v1").removeprefix("v"))
-        encoding, message = asked.get("encoding", ""), asked.get("message", "").encode()
-        if encoding not in ("json", "proto"):
-            raise Failure.plain(code_pb2.INVALID_ARGUMENT, "encoding: is neither json nor proto", 415)
-        check_encoding(asked.get("compression", ""), "compression")
-        if asked.get("base64") == "1":
-            try:
-                message = b64decode(message + b"=" * (-len(message) % 4), b"-_", validate=True)
-            except binascii.Error:
-                raise Failure.of(InvalidArgument({"message": "is no base64"})) from None
-        with self._bodies.place() as place:
-            if asked.get("compression") == "gzip":
-                message = place.inflate(message)
-            return await self._call(request, method, encoding == "json", message)
 
     async def _call(self, request: Request, method: Method, is_json: bool, body: bytes) -> Response:
         timeout_s, metadata = _timeout_s(request), metadata_of(request.scope)

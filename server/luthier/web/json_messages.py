@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from typing import Any
 
 from google.protobuf import json_format
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
 
 from luthier.errors import InvalidArgument
 from luthier.web.failures import Failure
@@ -31,7 +35,7 @@ def parse(kind: type[Message], pool: DescriptorPool, text: bytes) -> bytes:
         json_format.Parse(text, message, descriptor_pool=pool, max_recursion_depth=MOST_DEPTH)
         return message.SerializeToString()
     except json_format.ParseError as error:
-        raise Failure.of(InvalidArgument(_violation(str(error)))) from None
+        raise Failure.of(InvalidArgument(_violation(str(error), _Finder(kind, pool, text)))) from None
     except (RecursionError, ValueError) as error:
         # Lists within lists, and integers of thousands of digits, stop Python's own reader.
         raise Failure.of(InvalidArgument({"body": f"is no JSON that can be read: {error}"[:_SHOWN]})) from None
@@ -52,7 +56,39 @@ def check(kind: type[Message], message: bytes) -> bytes:
     return message
 
 
-def _violation(said: str) -> dict[str, str]:
+class _Finder:
+    """Finds which element of a list is wrong: of some mistakes protobuf's parser says only in which fields they are."""
+
+    def __init__(self, kind: type[Message], pool: DescriptorPool, text: bytes) -> None:
+        self._kind = kind
+        self._pool = pool
+        self._text = text
+
+    def place(self, names: list[str]) -> str:
+        """The path of the field whose parents and self have these names."""
+        value: Any = json.loads(self._text) if names else None
+        message: Descriptor | None = self._kind.DESCRIPTOR
+        found = []
+        for name in names:
+            value = value.get(name) if isinstance(value, dict) else None
+            field = {known.json_name: known for known in message.fields}.get(name) if message else None
+            field = field or (message.fields_by_name.get(name) if message else None)
+            message = field.message_type if field else None
+            if message is not None and isinstance(value, list):
+                index, value = next(self._wrong(message, value), (0, None))
+                name = f"{name}[{index}]"
+            found.append(name)
+        return ".".join(found)
+
+    def _wrong(self, kind: Descriptor, values: list[Any]) -> Iterator[tuple[int, Any]]:
+        for index, value in enumerate(values):
+            try:
+                json_format.ParseDict(value, GetMessageClass(kind)(), descriptor_pool=self._pool)
+            except json_format.ParseError:
+                yield index, value
+
+
+def _violation(said: str, finder: _Finder) -> dict[str, str]:
     """The field and what is wrong with it, from the words of protobuf's parser.
 
     It says them as `Failed to parse a field: Failed to parse b field: WHY at Message.a[0].b..`.
@@ -65,7 +101,7 @@ def _violation(said: str) -> dict[str, str]:
         name, parent = unknown.groups()
         return {_path(f"{parent}.{name[:_SHOWN]}"): "there is no such field"}
     places = _AT.findall(why)
-    field = (_path(places[-1]) if places else "") or ".".join(within) or "body"
+    field = (_path(places[-1]) if places else "") or finder.place(within) or "body"
     return {field: _AT.sub("", why).rstrip(".\n")[:_SHOWN]}
 
 

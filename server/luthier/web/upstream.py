@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor
-from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet, MethodOptions
+from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
@@ -58,11 +58,6 @@ class Method:
     def streams(self) -> bool:
         """Whether it takes or gives more than one message."""
         return bool(self.descriptor.client_streaming or self.descriptor.server_streaming)
-
-    @property
-    def is_safe(self) -> bool:
-        """Whether its proto says that it has no side effects, so that it may be asked for by GET."""
-        return bool(self.descriptor.GetOptions().idempotency_level == MethodOptions.NO_SIDE_EFFECTS)
 
 
 class Answer(NamedTuple):
