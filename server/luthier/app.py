@@ -31,6 +31,7 @@ from luthier.services.batch_predictions import BatchPredictionService
 from luthier.services.binding import PooledServer
 from luthier.services.datasets import DatasetService
 from luthier.services.evaluations import EvaluationService
+from luthier.services.health import Health
 from luthier.services.interceptor import CallInterceptor
 from luthier.services.models import ModelService
 from luthier.services.open_inference import OpenInferenceService
@@ -109,8 +110,7 @@ class App:
         self._revisions = Revisions(self._database, settings.poll_s, self._pool.refresh)
         self._supervisor = Supervisor(settings, self._operations, self._store)
         self._housekeeping = Housekeeping(self._registry, self._operations, self._store, settings.keep_operations_days)
-        # Its other form answers by a callback, which no interceptor understands.
-        self._health = health.HealthServicer(experimental_non_blocking=False)
+        self._health = Health()
         self._control = ThreadPoolExecutor(settings.control_threads, thread_name_prefix="control")
         self._streams = ThreadPoolExecutor(settings.stream_threads, thread_name_prefix="stream")
         # Whoever asks for the health is not to wait for the calls that use the database.
