@@ -281,7 +281,7 @@ GUARDS = [
         "a request_id is kept with its operation",
         "tests/unit/test_operations.py::test_fifty_submissions_with_one_request_id_are_one_operation[sqlite]",
         "luthier/operations.py",
-        '"request_id": asked.request_id or None',
+        '"request_id": _request_id(asked)',
         '"request_id": None',
     ),
     Guard(

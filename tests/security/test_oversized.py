@@ -100,7 +100,7 @@ def test_many_of_other_things(shop: Server) -> None:
     assert (code, "files: 300000" in said) == (grpc.StatusCode.INVALID_ARGUMENT, True)
     inputs = oip.ModelInferRequest(model_name="large-shop").SerializeToString() + b"\x2a\0" * 1_000_000
     assert ended(shop, INFER, inputs)[0] is grpc.StatusCode.INVALID_ARGUMENT
-    one = pb.RecommendRequest(model="large-shop", instances=[pb.Instance(items=["i1"] * 1_000_000)])
+    one = pb.RecommendRequest(model="large-shop", instances=[pb.Instance(history=["i1"] * 1_000_000)])
     assert ended(shop, RECOMMEND, one.SerializeToString())[0] in (OK, grpc.StatusCode.INVALID_ARGUMENT)
     print(f"many of other things: the peak grew by {peak_mb(shop) - before:.0f} MB")
     assert peak_mb(shop) - before < MOST_GROWTH_MB
