@@ -8,7 +8,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2
 
 
-class Health(health.HealthServicer):  # type: ignore[misc]
+class Health(health.HealthServicer):
     """The health of all services. Clients hold watches open for good: a server that ends would wait for them."""
 
     def __init__(self) -> None:
