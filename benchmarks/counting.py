@@ -31,6 +31,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from luthier.inference.lanes import Cores
 from luthier.inference.predictor import Predictor
+from luthier.inference.routing import Router
 from luthier.inference.served import Served
 from luthier.inference.threads import Threads
 from luthier.services.interceptor import CallInterceptor
@@ -70,8 +71,8 @@ class Pool:
     def __init__(self, served: Served) -> None:
         self._served = served
 
-    def get(self, name: str) -> Served:
-        return self._served
+    def route(self, name: str) -> tuple[Served, None]:
+        return self._served, None
 
 
 @contextmanager
@@ -166,10 +167,12 @@ def main() -> int:
         with Threads(1, most=1) as threads, serving(bare) as over_grpc:
             predictor = Predictor(task, Path(folder), meter=meter)
             served = Served(version, task, predictor, meter, cores=Cores(1, threads), most_waiting=1)
+            # Nothing is kept and there is no rollout: neither journal nor shadows are asked.
+            router = Router(Pool(served), None, None)  # type: ignore[arg-type]
             ways = {
                 "over gRPC": over_grpc,
                 "handler alone": directly(bare),
-                "handler with all around it": directly(typed_handler(Pool(served), task), CallInterceptor(meters)),
+                "handler with all around it": directly(typed_handler(router, task), CallInterceptor(meters)),
                 "meter alone": lambda: watched(meter),
             }
             turns = [[cost(call, arguments.calls) for call in ways.values()] for _ in range(arguments.turns)]

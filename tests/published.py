@@ -28,18 +28,20 @@ def publish(
     megabytes: int = 0,
     tables: int = 1,
     claimed_bytes: int = 0,
+    output: str = "value",
     change: Callable[[Path], object] | None = None,
     files: Sequence[tuple[str, Path]] = (),
     task: str = TASK,
 ) -> ModelVersion:
     """Publishes a version that gives `value` for the features `[0]`, from tables of so many megabytes in all.
 
-    Where `claimed_bytes` is not 0, its record says that the graph's file is of this size. `change` is what happens to
-    the bundle before it is sealed, and `files` are named by its manifest too.
+    Where `claimed_bytes` is not 0, its record says that the graph's file is of this size. With
+    another `output` the codec does not find what it looks for, which is an error that nobody foresaw. `change` is what
+    happens to the bundle before it is sealed, and `files` are named by its manifest too.
     """
     directory = store.home / "work" / f"published-{uuid.uuid4().hex}"
     directory.mkdir()
-    save(directory, value, megabytes, tables)
+    save(directory, value, megabytes, tables, output)
     if change is not None:
         change(directory)
     digest = bundle.seal(directory, {"made": uuid.uuid4().hex})
@@ -58,14 +60,14 @@ def publish(
         return Registry(database).add_model_version(connection, model, version, uuid.uuid4().hex)
 
 
-def save(directory: Path, value: float, megabytes: int, tables: int) -> None:
+def save(directory: Path, value: float, megabytes: int, tables: int, output: str = "value") -> None:
     """Writes what the task's codec and the server want of a bundle. The sum over all tables is `value` in each row."""
     rows = max(megabytes * 2**20 // (4 * tables), 2)
     nodes = [helper.make_node("Cast", ["features"], ["row"], to=TensorProto.INT64)]
     nodes += [helper.make_node("Gather", [f"table{i}", "row"], [f"found{i}"]) for i in range(tables)]
     nodes += [
         helper.make_node("Sum", [f"found{i}" for i in range(tables)], ["sum"]),
-        helper.make_node("Squeeze", ["sum", "axis"], ["value"]),
+        helper.make_node("Squeeze", ["sum", "axis"], [output]),
     ]
     constants = {f"table{i}": np.full(rows, value if i == 0 else 0, np.float32) for i in range(tables)}
     constants["axis"] = np.array([1])
@@ -73,7 +75,7 @@ def save(directory: Path, value: float, megabytes: int, tables: int) -> None:
         nodes,
         "tables",
         [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", 1])],
-        [helper.make_tensor_value_info("value", TensorProto.FLOAT, ["batch"])],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch"])],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
     opset = helper.make_opsetid("", 18)

@@ -76,8 +76,14 @@ class Server:
 
 
 @contextmanager
-def serving(home: Path, *flags: str, listen: str = "127.0.0.1:0", **environment: str) -> Iterator[Server]:
-    """Starts a server, waits until it says SERVING, and ends it by SIGTERM."""
+def serving(
+    home: Path,
+    *flags: str,
+    listen: str = "127.0.0.1:0",
+    credentials: grpc.ChannelCredentials | None = None,
+    **environment: str,
+) -> Iterator[Server]:
+    """Starts a server, waits until it says SERVING, and ends it by SIGTERM. With credentials its channel has TLS."""
     command = [sys.executable, "-m", "luthier", "--home", str(home), "--listen", listen, *flags]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
@@ -91,7 +97,7 @@ def serving(home: Path, *flags: str, listen: str = "127.0.0.1:0", **environment:
         line = process.stdout.readline()
         assert line.startswith("listening on "), "\n".join(log)
         address = line.split()[-1]
-        with grpc.insecure_channel(address) as channel:
+        with grpc.secure_channel(address, credentials) if credentials else grpc.insecure_channel(address) as channel:
             health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
             assert health.status == health_pb2.HealthCheckResponse.SERVING
             yield Server(address, home, process, channel, log)

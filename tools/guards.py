@@ -20,14 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-SERVER = ROOT / "server"
+ROOTS = (ROOT / "server", ROOT / "clients" / "python", ROOT / "deploy")
 LIMIT_S = 180
 """A test that has not ended by then waits for what a broken guard does not bring, and counts as failed."""
 
 
 @dataclass(frozen=True)
 class Guard:
-    """A piece of code that a test guards, and what it reads when broken."""
+    """A piece of code that a test guards, and what it reads when broken; `file` is in one of the ROOTS."""
 
     name: str
     test: str
@@ -164,6 +164,200 @@ GUARDS = [
         "tests/faults/test_ending.py::test_sigterm_under_load",
         "luthier/app.py",
         "        self._health.enter_graceful_shutdown()\n",
+    ),
+    Guard(
+        "deploy: several servers want a database that they share",
+        "tests/e2e/test_chart.py::test_what_cannot_work_or_is_open_is_refused",
+        "helm/luthier/templates/_helpers.tpl",
+        "{{- if and $several (not .Values.database.existingSecret) -}}",
+        "{{- if false -}}",
+    ),
+    Guard(
+        "deploy: what is open to strangers is refused",
+        "tests/e2e/test_chart.py::test_what_cannot_work_or_is_open_is_refused",
+        "helm/luthier/templates/_helpers.tpl",
+        "{{- if not .Values.insecure -}}",
+        "{{- if false -}}",
+    ),
+    Guard(
+        "deploy: the end of a pod leaves time for the drain",
+        "tests/e2e/test_chart.py::test_the_end_leaves_time_for_the_drain",
+        "helm/luthier/templates/deployment.yaml",
+        "{{ add (int .Values.preStopSeconds) (int (ceil .Values.drainSeconds)) 10 }}",
+        "30",
+    ),
+    Guard(
+        "deploy: variables are the names of settings",
+        "tests/e2e/test_chart.py::test_every_variable_is_a_setting_and_holds",
+        "helm/luthier/templates/configmap.yaml",
+        "LUTHIER_DRAIN_S:",
+        "LUTHIER_DRAIN_SECONDS:",
+    ),
+    Guard(
+        "deploy: probes ask the port without TLS",
+        "tests/e2e/test_chart.py::test_ports_and_probes_are_those_that_the_server_opens",
+        "helm/luthier/templates/deployment.yaml",
+        """          livenessProbe:
+            grpc:
+              port: 50052
+""",
+        """          livenessProbe:
+            grpc:
+              port: 50051
+""",
+    ),
+    Guard(
+        "deploy: callers find servers and no workers",
+        "tests/e2e/test_chart.py::test_selectors_find_servers_and_them_alone",
+        "helm/luthier/templates/disruption.yaml",
+        "      app.kubernetes.io/component: server\n",
+    ),
+    Guard(
+        "deploy: nothing of training is in the image for serving",
+        "tests/e2e/test_image.py::test_nothing_of_training_is_installed_and_all_is_pinned",
+        "build.sh",
+        "EXTRAS=serve,",
+        "EXTRAS=serve,train,",
+    ),
+    Guard(
+        "http: JSON may not grow into more than a request may be",
+        "tests/e2e/test_http.py::test_json_may_not_grow_into_more_than_the_limit",
+        "luthier/web/upstream.py",
+        "        if len(message) > self._max_request_bytes:\n",
+        "        if False:\n",
+    ),
+    Guard(
+        "http: what is decompressed has the limit of a request",
+        "tests/e2e/test_http.py::test_a_bomb_of_gzip_is_refused_before_it_is_whole",
+        "luthier/web/bodies.py",
+        "            found = inflating.decompress(body, most + 1)\n",
+        "            found = inflating.decompress(body)\n",
+    ),
+    Guard(
+        "http: a request that does not come is not waited for",
+        "tests/e2e/test_http.py::test_who_sends_no_request_is_not_waited_for",
+        "luthier/web/listener.py",
+        "            self._head = self.loop.call_later(HEAD_S, self._close_late)\n",
+        "            pass\n",
+    ),
+    Guard(
+        "http: a page of another origin is refused",
+        "tests/e2e/test_http.py::test_a_page_of_another_origin_may_not_call",
+        "luthier/web/application.py",
+        '        if origin is not None and "*" not in self._origins and origin not in self._origins:\n',
+        "        if False:\n",
+    ),
+    Guard(
+        "http: who has gone is not worked for",
+        "tests/e2e/test_http.py::test_a_call_whose_caller_goes_is_cancelled",
+        "luthier/web/work.py",
+        "    gone.add_done_callback(lambda done: done.cancelled() or call.cancel())\n",
+        "",
+    ),
+    Guard(
+        "http: a front that died is started again",
+        "tests/e2e/test_http.py::test_a_front_that_dies_is_replaced",
+        "luthier/front.py",
+        "                self._process = self._spawn(self._socket)\n",
+        "                return\n",
+    ),
+    Guard(
+        "http: a port that others reach wants TLS and tokens",
+        "tests/e2e/test_http.py::test_others_are_let_in_by_tls_and_tokens_alone",
+        "luthier/settings.py",
+        ', ("--http-listen", self.http_listen)):\n',
+        "):\n",
+    ),
+    Guard(
+        "http: callers do not say themselves where they come from",
+        "tests/security/test_callers.py::test_who_calls_over_http_is_known_by_their_own_address",
+        "luthier/services/callers.py",
+        '    if not peer.startswith("unix:"):\n',
+        "    if PEER not in dict(context.invocation_metadata()):\n",
+    ),
+    Guard(
+        "certificates: what cannot be used is not shown",
+        "tests/faults/test_certificates.py::test_certificates_are_rotated_under_calls[1]",
+        "luthier/certificates.py",
+        "                self._refuse(content, error)\n                return\n",
+        "                shown = Shown(*content, serial=0, expires=0.0)\n",
+    ),
+    Guard(
+        "certificates: one that has expired cannot be used",
+        "tests/faults/test_certificates.py::test_certificates_are_rotated_under_calls[1]",
+        "luthier/certificates.py",
+        "    if expires <= time.time():\n",
+        "    if False:\n",
+    ),
+    Guard(
+        "certificates: new connections are shown the newest",
+        "tests/faults/test_certificates.py::test_certificates_are_rotated_under_calls[1]",
+        "luthier/certificates.py",
+        "        if shown is self._given:\n",
+        "        if shown:\n",
+    ),
+    Guard(
+        "certificates: files replaced one after the other are no error",
+        "tests/faults/test_certificates.py::test_files_that_are_replaced_one_after_the_other_are_no_error",
+        "luthier/certificates.py",
+        "        if content != self._odd:\n",
+        "        if False:\n",
+    ),
+    Guard(
+        "certificates: a replica starts with the last good one",
+        "tests/faults/test_certificates.py::test_a_replica_is_given_the_last_good_certificate",
+        "luthier/certificates.py",
+        "            if last_good is None:\n",
+        "            if True:\n",
+    ),
+    Guard(
+        "certificates: mutual TLS demands one of the caller",
+        "tests/faults/test_certificates.py::test_a_caller_needs_a_certificate",
+        "luthier/certificates.py",
+        "require_client_authentication=bool(self._files.client_ca)",
+        "require_client_authentication=False",
+    ),
+    Guard(
+        "certificates: an authority that was replaced is trusted no more",
+        "tests/faults/test_certificates.py::test_an_authority_that_is_replaced_signs_for_nobody_any_more",
+        "luthier/certificates.py",
+        "        context.sni_callback = self._switch\n",
+    ),
+    Guard(
+        "what others can reach takes TLS and tokens",
+        "tests/faults/test_certificates.py::test_what_others_can_reach_is_refused_unless_it_is_safe",
+        "luthier/settings.py",
+        "(self.tls_certificate and self.tokens)",
+        "self.tls_certificate",
+    ),
+    Guard(
+        "metrics that others can reach are encrypted",
+        "tests/faults/test_certificates.py::test_metrics_that_others_can_reach_need_one_too",
+        "luthier/app.py",
+        "self._certificates.context() if self._certificates is not None and is_open else None",
+        "None",
+    ),
+    Guard(
+        "a caller that only connects holds up no scrape",
+        "tests/faults/test_certificates.py::test_metrics_that_others_can_reach_need_one_too",
+        "luthier/telemetry/exposition.py",
+        "do_handshake_on_connect=False",
+        "do_handshake_on_connect=True",
+    ),
+    Guard(
+        "the port for probes has health alone",
+        "tests/faults/test_certificates.py::test_health_is_told_without_a_certificate_on_a_port_of_its_own",
+        "luthier/services/probe.py",
+        "        self._server.add_generic_rpc_handlers([handler])\n",
+        "        from grpc_health.v1 import health_pb2_grpc\n"
+        "        health_pb2_grpc.add_HealthServicer_to_server(servicer, self._server)\n",
+    ),
+    Guard(
+        "a token goes nowhere in the open",
+        "tests/e2e/test_secure_clients.py::test_a_token_goes_nowhere_in_the_open",
+        "luthier_client/channels.py",
+        "        if credentials is None and not _is_of_this_machine(place):\n",
+        "        if False:\n",
     ),
     Guard(
         "end: a signal that comes while the process waits for one ends it",
@@ -396,7 +590,7 @@ GUARDS = [
         "a version is loaded before its alias moves",
         "tests/unit/test_pool.py::test_a_version_is_warm_before_its_alias_moves",
         "luthier/inference/pool.py",
-        "            failed = self._load_ahead(targets, versions)\n",
+        "            failed = self._load_ahead(targets, beside, versions)\n",
         "            failed: dict[Key, LuthierError] = {}\n",
     ),
     Guard(
@@ -420,6 +614,188 @@ GUARDS = [
         "training={**outcome.figures, **compared},",
         "training=outcome.figures,",
     ),
+    Guard(
+        "access: what is in no rule is denied",
+        "tests/unit/test_access.py::test_what_is_in_no_rule_is_denied_to_everybody",
+        "luthier/access/policy.py",
+        "        if rule is None:\n            raise PermissionDenied(",
+        "        if rule is None:\n            return PUBLIC\n            raise PermissionDenied(",
+    ),
+    Guard(
+        "access: who brings no token stays out",
+        "tests/e2e/test_access.py::test_nobody_comes_in_without_a_token",
+        "luthier/access/gate.py",
+        "        if not token:\n            raise Unauth",
+        '        if not token:\n            return Principal("", 4)\n            raise Unauth',
+    ),
+    Guard(
+        "access: a token without signature is none",
+        "tests/e2e/test_access.py::test_a_token_that_is_not_to_be_believed[alg none]",
+        "luthier/access/jwt_tokens.py",
+        'options={"require": ["exp", "aud", "sub"]},',
+        'options={"require": ["exp", "aud", "sub"], "verify_signature": header["alg"] != "none"},',
+    ),
+    Guard(
+        "access: a token is for one audience",
+        "tests/e2e/test_access.py::test_a_token_that_is_not_to_be_believed[wrong audience]",
+        "luthier/access/jwt_tokens.py",
+        '                options={"require": ["exp", "aud", "sub"]},\n',
+        '                options={"require": ["exp", "aud", "sub"], "verify_aud": False},\n',
+    ),
+    Guard(
+        "access: a token ends",
+        "tests/e2e/test_access.py::test_a_token_that_is_not_to_be_believed[expired]",
+        "luthier/access/jwt_tokens.py",
+        '                options={"require": ["exp", "aud", "sub"]},\n',
+        '                options={"require": ["exp", "aud", "sub"], "verify_exp": False},\n',
+    ),
+    Guard(
+        "access: a verified token is not believed past its end",
+        "tests/unit/test_access.py::test_a_verified_token_is_believed_until_it_ends_or_its_key_goes",
+        "luthier/access/gate.py",
+        "found is None and at < known.found.expires",
+        "found is None",
+    ),
+    Guard(
+        "access: a static token ends",
+        "tests/e2e/test_access.py::test_a_static_token_that_has_ended[static, expired]",
+        "luthier/access/tokens.py",
+        "        if at >= principal.expires:\n            return None\n",
+        "",
+    ),
+    Guard(
+        "access: replicas hear of a revocation",
+        "tests/e2e/test_access_settings.py::test_the_first_token_lets_its_holder_make_others_and_end_them_on_every_replica",
+        "luthier/access/tokens.py",
+        '            connection.execute(ended)\n            bump(connection, "tokens")\n',
+        "            connection.execute(ended)\n",
+    ),
+    Guard(
+        "access: a role is held to its methods",
+        "tests/e2e/test_access.py::test_each_role_may_call_what_the_table_says[static]",
+        "luthier/access/policy.py",
+        "        if principal.role < rule.role:\n",
+        "        if principal.role < min(rule.role, Role.TUNER):\n",
+    ),
+    Guard(
+        "access: a scope is held to",
+        "tests/e2e/test_access.py::test_nothing_outside_a_scope_can_be_named[JWT]",
+        "luthier/access/policy.py",
+        "            if not may:\n                raise",
+        '            if not may and each.kind != "model":\n                raise',
+    ),
+    Guard(
+        "access: each request of a stream is held to the scope",
+        "tests/e2e/test_access.py::test_nothing_outside_a_scope_can_be_named[static]",
+        "luthier/services/access.py",
+        "            self._check(request, counts=counts)\n",
+        "",
+    ),
+    Guard(
+        "access: somebody else's operation is not shown",
+        "tests/e2e/test_access.py::test_nothing_outside_a_scope_can_be_named[static]",
+        "luthier/access/resources.py",
+        "    return all(scopes[each.kind].has(each.id) for each in named)\n",
+        "    return True\n",
+    ),
+    Guard(
+        "access: lists show what is within the scope",
+        "tests/e2e/test_access.py::test_lists_show_what_is_within_the_scope",
+        "luthier/access/policy.py",
+        "        if rule.part is None or not principal.is_restricted:\n",
+        "        if True:\n",
+    ),
+    Guard(
+        "access: a policy bounds and never widens",
+        "tests/unit/test_access.py::test_an_entry_bounds_and_never_widens",
+        "luthier/access/policy_file.py",
+        "role = min(role, entry.role) if role else entry.role\n",
+        "role = entry.role\n",
+    ),
+    Guard(
+        "access: a change is written down before it is made",
+        "tests/unit/test_access.py::test_a_call_is_written_down_before_its_work_begins",
+        "luthier/access/audit.py",
+        "        return self._add(principal, method, resource, STARTED, request_id, peer)\n",
+        "        return str()\n",
+    ),
+    Guard(
+        "rollouts: a caller stays with its side",
+        "tests/faults/test_rollouts.py::test_a_caller_stays_with_its_side_and_more_percent_adds_callers",
+        "luthier/inference/routing.py",
+        "    if not key:\n",
+        "    if key or not key:\n",
+    ),
+    Guard(
+        "rollouts: a candidate that may be no better is not promoted",
+        "tests/faults/test_rollouts.py::test_equal_versions_stay_undecided_under_load",
+        "luthier/judging.py",
+        "        if taken.lower > -rollout.rule.tolerance:\n",
+        "        if taken.upper > -rollout.rule.tolerance:\n",
+    ),
+    Guard(
+        "rollouts: a worse candidate is rolled back",
+        "tests/faults/test_rollouts.py::test_feedback_decides_under_load[models/m/versions/2-ROLLED_BACK]",
+        "luthier/judging.py",
+        "        elif taken.upper < 0:\n",
+        "        elif False:\n",
+    ),
+    Guard(
+        "rollouts: one of several decisions counts",
+        "tests/unit/test_rollouts.py::test_fifty_decisions_at_once_are_one[sqlite]",
+        "luthier/rollouts.py",
+        "    if row.holds is None:\n        if row.state == state",
+        "    if False:\n        if row.state == state",
+    ),
+    Guard(
+        "rollouts: a look is taken once",
+        "tests/unit/test_rollouts.py::test_a_look_is_taken_once[sqlite]",
+        "luthier/rollouts.py",
+        "            if row.holds is not None and row.looks == look - 1:\n",
+        "            if row.holds is not None:\n",
+    ),
+    Guard(
+        "rollouts: looks share the probability of an error",
+        "tests/unit/test_comparison.py::test_equal_versions_stay_undecided",
+        "luthier/comparison.py",
+        "    return alpha / (look * (look + 1))\n",
+        "    return alpha\n",
+    ),
+    Guard(
+        "rollouts: a side on which all was right is not certain",
+        "tests/unit/test_comparison.py::test_a_side_on_which_all_was_right_is_not_certain",
+        "luthier/comparison.py",
+        " + [worst * size, best * size])",
+        ")",
+    ),
+    Guard(
+        "rollouts: callers of a candidate that fails get an answer",
+        "tests/faults/test_rollouts.py::test_a_candidate_that_fails_is_rolled_back_at_once_and_callers_get_an_answer",
+        "luthier/inference/routing.py",
+        "            except Exception as error:\n                failed = error\n",
+        "            except ArithmeticError as error:\n                failed = error\n",
+    ),
+    Guard(
+        "rollouts: inputs are not kept where the caller says so",
+        "tests/faults/test_rollouts.py::test_inputs_are_kept_where_alias_and_caller_allow[3]",
+        "luthier/inference/routing.py",
+        ' and wish != "predictions"',
+        "",
+    ),
+    Guard(
+        "rollouts: shadows give way to callers",
+        "tests/unit/test_shadows.py",
+        "luthier/inference/shadows.py",
+        "        if not self._threads.waiting:\n",
+        "        if True:\n",
+    ),
+    Guard(
+        "journal: what is too much is dropped",
+        "tests/unit/test_journal.py::test_a_full_queue_drops_and_counts_and_never_waits[sqlite]",
+        "luthier/journal.py",
+        "len(self._waiting) >= MOST_WAITING or ",
+        "",
+    ),
 ]
 
 
@@ -438,14 +814,15 @@ def main() -> int:
 def verdict_on(guard: Guard) -> str:
     """Runs a guard's test on a copy of the server in which it is broken."""
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "server"
-        shutil.copytree(SERVER, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        copy = Path(folder) / "copy"
+        [root] = [root for root in ROOTS if (root / guard.file).exists()]
+        shutil.copytree(root, copy, ignore=shutil.ignore_patterns("__pycache__"))
         path = copy / guard.file
         code = path.read_text(encoding="utf-8")
         if code.count(guard.old) != 1:
             return f"cannot be run: {guard.file} no longer has the code to break"
         path.write_text(code.replace(guard.old, guard.new), encoding="utf-8")
-        # In front of the installed server, for the test and for all that it starts.
+        # In front of the one that is installed, for the test and for all that it starts.
         environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "400"}
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", guard.test]
         with subprocess.Popen(

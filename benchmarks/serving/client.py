@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import grpc
 import numpy as np
 from grpc._cython import cygrpc
 
@@ -38,11 +39,18 @@ class Load:
 
 
 class Channel:
-    """One connection to a server, for one kind of call."""
+    """One connection to a server, for one kind of call, with TLS where it has credentials for it."""
 
-    def __init__(self, address: str, method: str) -> None:
-        self._channel = cygrpc.Channel(address.encode(), _OPTIONS, None)
+    def __init__(
+        self,
+        address: str,
+        method: str,
+        credentials: grpc.ChannelCredentials | None = None,
+        metadata: tuple[tuple[str, str], ...] = (),
+    ) -> None:
+        self._channel = cygrpc.Channel(address.encode(), _OPTIONS, credentials and credentials._credentials)
         self._method = method.encode()
+        self._metadata = metadata or None
 
     def close(self) -> None:
         """Closes the connection."""
@@ -84,7 +92,7 @@ class Channel:
 
     def _send(self, request: bytes, slot: int) -> None:
         operations = (
-            cygrpc.SendInitialMetadataOperation(None, 0),
+            cygrpc.SendInitialMetadataOperation(self._metadata, 0),
             cygrpc.SendMessageOperation(request, 0),
             cygrpc.SendCloseFromClientOperation(0),
             cygrpc.ReceiveInitialMetadataOperation(0),

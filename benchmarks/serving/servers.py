@@ -67,16 +67,16 @@ class Server:
 
 
 @contextmanager
-def luthier(home: Path, models: Sequence[str], *flags: str) -> Iterator[Server]:
+def luthier(home: Path, models: Sequence[str], *flags: str, log: str = "luthier.log") -> Iterator[Server]:
     """`luthier serve` on a home, in this process's own environment."""
     command = [sys.executable, "-m", "luthier", "--home", str(home), "--listen", "127.0.0.1:0", *flags]
-    log = environments.BUILD / "luthier.log"
-    with _running(command, log, environments.plugins(), stdout=subprocess.PIPE) as process:
+    written = environments.BUILD / log
+    with _running(command, written, environments.plugins(), stdout=subprocess.PIPE) as process:
         assert process.stdout
         line = process.stdout.readline()
         if not line.startswith("listening on "):
-            raise SystemExit(_failure("luthier", log))
-        yield _ready("luthier", line.split()[-1], process, log, models)
+            raise SystemExit(_failure("luthier", written))
+        yield _ready("luthier", line.split()[-1], process, written, models)
 
 
 @contextmanager

@@ -40,6 +40,16 @@ def total(name: str, selector: str, by: str) -> str:
     return f"sum by ({by}) ({name}{{{selector}}})"
 
 
+def largest(name: str, selector: str, by: str) -> str:
+    """A gauge that every server of one database shows alike."""
+    return f"max by ({by}) ({name}{{{selector}}})"
+
+
+def milliseconds(name: str, selector: str, by: str) -> str:
+    """The same of a time, as Grafana takes times."""
+    return f"1000 * {largest(name, selector, by)}"
+
+
 BY_VERSION = "model, version"
 VERSION = "{{model}}/{{version}}"
 FAILED = 'code!="OK"'
@@ -81,8 +91,23 @@ SERVER: list[Panel] = [
     ("Resident memory", "bytes", {"{{instance}}": total("process_resident_memory_bytes", SERVERS, "instance")}),
     ("Cores in use", "short", {"{{instance}}": rate("process_cpu_seconds_total", SERVERS, "instance")}),
     ("Open files", "short", {"{{instance}}": total("process_open_fds", SERVERS, "instance")}),
+    ("Certificate good for", "s", {"{{instance}}": f"luthier_certificate_expiry_seconds{{{SERVERS}}} - time()"}),
+    (
+        "Certificates found in the files",
+        "short",
+        {"{{instance}} {{verdict}}": total("luthier_certificate_changes_total", SERVERS, "instance, verdict")},
+    ),
 ]
-ROWS = {"Predictions": PREDICTIONS, "Calls": CALLS, "Server": SERVER}
+LIVE: list[Panel] = [
+    ("Distance from the test part", "short", of_versions(largest, "luthier_drift_statistic", "feature")),
+    ("Features that moved", "short", of_versions(largest, "luthier_drift_alarm", "feature")),
+    ("Predictions of the newest window", "short", of_versions(largest, "luthier_drift_predictions")),
+    ("Score by feedback", "short", of_versions(largest, "luthier_live_score", "metric", "bound")),
+    ("Worse than at publication", "bool", of_versions(largest, "luthier_live_score_worse")),
+    ("Calibration error", "percentunit", of_versions(largest, "luthier_calibration_error")),
+    ("End of the newest window", "dateTimeAsIso", of_versions(milliseconds, "luthier_drift_window_end_seconds")),
+]
+ROWS = {"Predictions": PREDICTIONS, "Live models": LIVE, "Calls": CALLS, "Server": SERVER}
 
 
 def panels() -> Iterator[dict[str, Any]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier import facts
 from luthier.hookspecs import hookimpl
 from luthier.task import Codec, DataFile, DataProblem, Evaluation, Picture, Split, Task, Trainer
 from luthier.tasks.entity_recognition.v1 import entity_recognition_pb2 as pb
@@ -83,6 +84,23 @@ class EntityRecognition(Task):
         found = [[(one.start, one.end, one.label) for one in prediction.entities] for prediction in predictions]
         scores = [[one.score for one in prediction.entities] for prediction in predictions]
         return metrics.score(entities_of(examples), found, scores)
+
+    def features(self, instance: Any, prediction: Any) -> dict[str, float | str | Sequence[str]]:
+        """What the text looks like, and its entities: how many to a hundred characters, of which types, and how sure.
+
+        A request that leaves doubtful entities out says nothing of entities.
+        """
+        found: dict[str, float | str | Sequence[str]] = {}
+        if instance is not None:
+            found.update(facts.of_text(instance.text))
+            if instance.min_score:
+                return found
+            found["density"] = 100 * len(prediction.entities) / max(len(instance.text), 1)
+        found["entities"] = float(len(prediction.entities))
+        if prediction.entities:
+            found["types"] = "+".join(sorted({entity.label for entity in prediction.entities}))
+            found["score"] = sum(entity.score for entity in prediction.entities) / len(prediction.entities)
+        return found
 
     def grades(self, examples: pa.Table, predictions: Sequence[Any]) -> list[float]:
         """F1 of each text alone; 1 where there is rightly no entity."""

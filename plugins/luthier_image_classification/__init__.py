@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier import facts
 from luthier.hookspecs import hookimpl
 from luthier.task import Codec, DataFile, DataProblem, Evaluation, Picture, Split, Task, Trainer
 from luthier.tasks.image_classification.v1 import image_classification_pb2 as pb
@@ -28,6 +29,7 @@ class ImageClassification(Task):
     config = pb.Config
     example = pb.Example
     primary_metric = "accuracy"
+    averages = True
     bases = ("mobilenetv2-100",)
     formats = ("folder", "manifest", "csv", "tsv", "jsonl", "parquet")
     archives = ("folder", "manifest")
@@ -89,6 +91,16 @@ class ImageClassification(Task):
         from luthier_image_classification import metrics
 
         return metrics.score(examples["label"].to_pylist(), predictions)
+
+    def features(self, instance: Any, prediction: Any) -> dict[str, float | str]:
+        """What the image looks like, its class and the probability of that."""
+        image = facts.of_image(instance.image) if instance is not None else {}
+        return {**image, **facts.of_classes(prediction.label, prediction.score, prediction.top)}
+
+    def confidences(self, examples: pa.Table, predictions: Sequence[Any]) -> list[tuple[float, bool]]:
+        """The probability of the class predicted, and whether it is right."""
+        pairs = zip(predictions, examples["label"].to_pylist(), strict=True)
+        return [(prediction.score, prediction.label == label) for prediction, label in pairs]
 
     def grades(self, examples: pa.Table, predictions: Sequence[Any]) -> list[float]:
         """The probability of the class predicted, negative where it is wrong: last comes the surest mistake."""

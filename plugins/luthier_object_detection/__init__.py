@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier import facts
 from luthier.hookspecs import hookimpl
 from luthier.task import Codec, DataFile, DataProblem, Evaluation, Picture, ReadOption, Split, Task, Trainer
 from luthier.tasks.object_detection.v1 import object_detection_pb2 as pb
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 EVALUATION_THRESHOLD = 0.02
 """Score of the detections that are evaluated: a precision-recall curve needs the doubtful ones too."""
+
+
+MOST_COUNTED = 100
+"""Objects of an image that are counted for its facts: as many as an answer has where the request does not say."""
 
 
 class ObjectDetection(Task):
@@ -102,6 +107,27 @@ class ObjectDetection(Task):
         from luthier_object_detection import metrics
 
         return metrics.score(examples["objects"].to_pylist(), predictions)
+
+    def features(self, instance: Any, prediction: Any) -> dict[str, float | str]:
+        """What the image looks like, and the objects that reach the model's own threshold: how many, of which classes,
+        how sure, and how much of the image the largest of them covers.
+
+        A request with a higher threshold, or for fewer objects, says nothing of objects.
+        """
+        found: dict[str, float | str] = {}
+        if instance is not None:
+            found.update(facts.of_image(instance.image))
+            if instance.score_threshold > prediction.score_threshold or 0 < instance.max_detections < MOST_COUNTED:
+                return found
+        sure = [one for one in prediction.detections if one.score >= prediction.score_threshold][:MOST_COUNTED]
+        found["objects"] = float(len(sure))
+        if sure:
+            area = max(prediction.image_width * prediction.image_height, 1)
+            boxes = [one.box for one in sure]
+            found["classes"] = "+".join(sorted({one.label for one in sure}))
+            found["score"] = sum(one.score for one in sure) / len(sure)
+            found["largest"] = max((box.x_max - box.x_min) * (box.y_max - box.y_min) for box in boxes) / area
+        return found
 
     def grades(self, examples: pa.Table, predictions: Sequence[Any]) -> list[float]:
         """The mean average precision of each image; of one without objects, how far from certain the best find is."""

@@ -19,6 +19,10 @@ TITLES = "titles"
 """Role of the file that gives items their titles."""
 
 
+FALLS_OFF = 5
+"""Items of an answer that its facts are about: fewer than most requests ask for, so that they compare."""
+
+
 class Recommendation(Task):
     """Examples are interactions, one for each distinct pair of user and item; an evaluation asks once for each user."""
 
@@ -29,6 +33,7 @@ class Recommendation(Task):
     config = pb.Config
     example = pb.Example
     primary_metric = "ndcg_at_10"
+    averages = True
     extra_files = (TITLES,)
     splits = ("hash", "per-user")
 
@@ -88,6 +93,30 @@ class Recommendation(Task):
             cast(Sequence[pb.Prediction], source), cast(Sequence[pb.Prediction], served), config.min_recall
         )
         return {"index_recall_at_10": recall}
+
+    def features(self, instance: Any, prediction: Any) -> dict[str, float | str | Sequence[str]]:
+        """Length of the history that the request gives and the share of it that is unknown; whether there was an
+        answer; the best score, how far the scores fall off, and the items, which tell how popular they are.
+
+        Similar items have no facts, and a request with a list of its own or for what was seen says nothing of items.
+        """
+        found: dict[str, float | str | Sequence[str]] = {}
+        if isinstance(instance, pb.SimilarItemsInstance):
+            return found
+        if instance is not None:
+            if instance.history:
+                found["history"] = float(len(instance.history))
+                found["unknown_history"] = len(prediction.unknown_items) / len(instance.history)
+            if instance.allow or instance.deny or instance.include_seen:
+                return found
+        found["answered"] = "yes" if prediction.items else "no"
+        if prediction.items:
+            best = prediction.items[:FALLS_OFF]
+            found["best_score"] = best[0].score
+            if len(best) == FALLS_OFF:
+                found["scores_fall"] = best[0].score - best[-1].score
+            found["recommended"] = [scored.item for scored in best]
+        return found
 
     def rows(self, examples: pa.Table) -> list[list[int]]:
         """All examples of a user, for each user in the order of `instances`."""

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier import facts
 from luthier.hookspecs import hookimpl
 from luthier.task import Codec, DataFile, DataProblem, Evaluation, Picture, ReadOption, Split, Task, Trainer
 from luthier.tasks.semantic_segmentation.v1 import semantic_segmentation_pb2 as pb
@@ -16,6 +17,10 @@ from luthier.tasks.semantic_segmentation.v1 import semantic_segmentation_pb2 as 
 if TYPE_CHECKING:
     import pyarrow as pa
     from google.protobuf.message import Message
+
+
+MOST_CLASSES = 32
+"""Classes whose shares are facts: with very many, what chance may do to each would hide what happens to one."""
 
 
 class SemanticSegmentation(Task):
@@ -85,6 +90,17 @@ class SemanticSegmentation(Task):
         from luthier_semantic_segmentation import drawing
 
         return drawing.draw(instance, prediction)
+
+    def features(self, instance: Any, prediction: Any) -> dict[str, float | str]:
+        """What the image looks like, the share of it that each class covers, and the class that covers most."""
+        found: dict[str, float | str] = {}
+        if instance is not None:
+            found.update(facts.of_image(instance.image))
+        for area in prediction.classes[:MOST_CLASSES]:
+            found[f"share of {area.label}"] = area.share
+        if prediction.classes:
+            found["largest"] = max(prediction.classes, key=lambda area: area.pixels).label
+        return found
 
     def score(self, examples: pa.Table, predictions: Sequence[Any]) -> Evaluation:
         """Mean intersection over union, accuracy, both by class, and the confusion matrix of pixels."""

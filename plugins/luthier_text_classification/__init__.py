@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from luthier import facts
 from luthier.hookspecs import hookimpl
 from luthier.task import Codec, DataFile, DataProblem, Evaluation, ReadOption, Split, Task, Trainer
 from luthier.tasks.text_classification.v1 import text_classification_pb2 as pb
@@ -32,6 +33,7 @@ class TextClassification(Task):
     config = pb.Config
     example = pb.Example
     primary_metric = "accuracy"
+    averages = True
     bases = ("minilm-l6",)
     read_options: ClassVar = {
         "labels": ReadOption(
@@ -91,6 +93,31 @@ class TextClassification(Task):
         if data.several(examples):
             return metrics.score_several(data.labels_of(examples), predictions)
         return metrics.score(examples["label"].to_pylist(), predictions)
+
+    def truth(self, labels: Sequence[Any], prediction: Any, instance: Any) -> pa.Table:
+        """One text with its class; or with the classes of all labels that are not empty, where there is not one label
+        or the prediction has a set of classes. So an empty label beside another says that there is no third."""
+        from luthier_text_classification import data
+
+        table = super().truth(labels, prediction, instance)
+        return data.together(table) if len(labels) != 1 or prediction.labels else table
+
+    def features(self, instance: Any, prediction: Any) -> dict[str, float | str | Sequence[str]]:
+        """What the text looks like, its class and the probability of that; with several labels how many it got."""
+        found: dict[str, float | str | Sequence[str]] = {}
+        if instance is not None:
+            found.update(facts.of_text(instance.text))
+        found.update(facts.of_classes(prediction.label, prediction.score, prediction.top))
+        if prediction.labels:
+            found["labels"] = [entry.label for entry in prediction.labels]
+        return found
+
+    def confidences(self, examples: pa.Table, predictions: Sequence[Any]) -> list[tuple[float, bool]]:
+        """The probability of the best class, and whether it is the text's, or one of the text's."""
+        from luthier_text_classification import data
+
+        pairs = zip(predictions, data.labels_of(examples), strict=True)
+        return [(prediction.score, prediction.label in labels) for prediction, labels in pairs]
 
     def grades(self, examples: pa.Table, predictions: Sequence[Any]) -> list[float]:
         """The probability of the class predicted, negative where it is wrong: last comes the surest mistake.

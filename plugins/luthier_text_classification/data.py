@@ -54,6 +54,12 @@ def labels_of(examples: pa.Table) -> list[list[str]]:
     return labels if several(examples) else [[label] for label in labels]
 
 
+def together(examples: pa.Table) -> pa.Table:
+    """One text for examples that each give one of its labels, the empty ones aside."""
+    labels = sorted({label for label in examples["label"].to_pylist() if label})
+    return pa.table({"text": examples["text"].slice(0, 1), "label": pa.array([labels], pa.list_(pa.string()))})
+
+
 def problems(parts: Mapping[str, pa.Table]) -> Iterator[tuple[bool, DataProblem]]:
     """Yields each problem as (fatal, problem)."""
     texts = {part: [_normal(text) for text in table["text"].to_pylist()] for part, table in parts.items()}

@@ -14,14 +14,17 @@ def score(truth: Sequence[str], predictions: Sequence[Prediction]) -> Evaluation
 
     `*_macro` is the plain mean over these classes, `f1_weighted` the mean weighted by each class's examples.
     """
-    from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
+    import numpy as np
+    from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
     predicted = [prediction.label for prediction in predictions]
     labels = sorted({*truth, *predicted})
     by_class = precision_recall_fscore_support(truth, predicted, labels=labels, zero_division=0)
     macro = precision_recall_fscore_support(truth, predicted, labels=labels, average="macro", zero_division=0)
     weighted = precision_recall_fscore_support(truth, predicted, labels=labels, average="weighted", zero_division=0)
-    counts = confusion_matrix(truth, predicted, labels=labels)
+    place = {label: i for i, label in enumerate(labels)}
+    counts = np.zeros((len(labels), len(labels)), dtype=np.int64)
+    np.add.at(counts, ([place[label] for label in truth], [place[label] for label in predicted]), 1)
     return Evaluation(
         num_examples=len(truth),
         metrics={
@@ -51,11 +54,14 @@ def score_several(truth: Sequence[Collection[str]], predictions: Sequence[Predic
 
     predicted = [{entry.label for entry in prediction.labels} for prediction in predictions]
     labels = sorted(set().union(*truth, *predicted))
-    binarizer = MultiLabelBinarizer(classes=labels).fit([labels])
+    # A class that nothing has: with one column alone scikit-learn would take it for two classes.
+    classes = [*labels, ""]
+    binarizer = MultiLabelBinarizer(classes=classes).fit([classes])
     true, given = binarizer.transform(truth), binarizer.transform(predicted)
-    by_class = precision_recall_fscore_support(true, given, zero_division=0)
+    columns = list(range(len(labels)))
+    by_class = precision_recall_fscore_support(true, given, labels=columns, zero_division=0)
     averages = {
-        average: precision_recall_fscore_support(true, given, average=average, zero_division=0)
+        average: precision_recall_fscore_support(true, given, labels=columns, average=average, zero_division=0)
         for average in ("micro", "macro", "weighted")
     }
     return Evaluation(

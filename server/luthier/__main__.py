@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ def main() -> int:
     """Reads settings and runs the program. Exit status 2 for settings that do not hold, 1 where it fails."""
     # Nothing that an import makes is garbage, and looking for it takes an eighth of the start.
     gc.disable()
+    # Before it is loaded: whoever scans ports would fill the log with its lines about handshakes that failed.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from pydantic import ValidationError
 
     from luthier import logs, settings
@@ -30,7 +33,8 @@ def main() -> int:
     except ValidationError as error:
         for problem in error.errors():
             field = "-".join(map(str, problem["loc"])).replace("_", "-")
-            print(f"luthier {program}: {'--' + field + ': ' if field else ''}{problem['msg']}", file=sys.stderr)
+            said = problem["msg"].removeprefix("Value error, ")
+            print(f"luthier {program}: {'--' + field + ': ' if field else ''}{said}", file=sys.stderr)
         return 2
 
     import sqlalchemy as sa

@@ -74,8 +74,40 @@ def build(
     plan = _plan(task, [("files", role) for role in tables], split)
     report("splitting", 0, 1)
     parts = _assemble(task, tables, plan)
+    odd = [w for file in files for w in file.warnings], _left_out(tables, parts)
+    return _stored(task, parts, plan.recorded, directory, report, odd, strict=strict)
+
+
+def build_of(
+    task: Task,
+    parts: Mapping[str, pa.Table],
+    split: Split,
+    directory: Path,
+    report: Report = lambda stage, done, total: None,
+) -> Built:
+    """Validates and writes a version whose parts and extra files are there already, divided as `split` records.
+
+    Raises InvalidData with what the task does not accept.
+    """
+    ordered = {name: parts[name] for name in (*PARTS, *task.extra_files) if name in parts}
+    if not ordered["train"].num_rows:
+        raise InvalidData([DataProblem(message="no example is left to train from", count=1)])
+    return _stored(task, ordered, split, directory, report, ([], []), strict=False)
+
+
+def _stored(
+    task: Task,
+    parts: Mapping[str, pa.Table],
+    split: Split,
+    directory: Path,
+    report: Report,
+    odd: tuple[list[DataProblem], list[DataProblem]],
+    *,
+    strict: bool,
+) -> Built:
+    """Validates parts and writes them; `odd` is what to warn of before and behind what the task warns of."""
     report("validating", 0, 1)
-    warnings = _kept([w for file in files for w in file.warnings] + _validate(task, parts)) + _left_out(tables, parts)
+    warnings = _kept([*odd[0], *_validate(task, parts)]) + odd[1]
     if strict and warnings:
         raise InvalidData(warnings)
     statistics = task.describe(parts)
@@ -85,7 +117,7 @@ def build(
         digest=digest_of(task.id, parts),
         num_examples={name: table.num_rows for name, table in parts.items()},
         size_bytes=sum(_write(table, directory / f"{name}.parquet") for name, table in parts.items()),
-        split=plan.recorded,
+        split=split,
         statistics=statistics,
         warnings=warnings,
     )

@@ -8,10 +8,13 @@
     ├── AlreadyExists             ALREADY_EXISTS       ALREADY_EXISTS
     ├── FailedPrecondition        FAILED_PRECONDITION  FAILED_PRECONDITION
     │   └── ParityFailed          FAILED_PRECONDITION  PARITY_FAILED
+    ├── Unauthenticated           UNAUTHENTICATED      UNAUTHENTICATED
+    ├── PermissionDenied          PERMISSION_DENIED    PERMISSION_DENIED
     ├── Cancelled                 CANCELLED            CANCELLED
     ├── DeadlineExceeded          DEADLINE_EXCEEDED    DEADLINE_EXCEEDED
     ├── ResourceExhausted         RESOURCE_EXHAUSTED   RESOURCE_EXHAUSTED
-    │   └── OutOfMemory           RESOURCE_EXHAUSTED   OUT_OF_MEMORY
+    │   ├── OutOfMemory           RESOURCE_EXHAUSTED   OUT_OF_MEMORY
+    │   └── QuotaExceeded         RESOURCE_EXHAUSTED   QUOTA_EXCEEDED
     ├── DataLoss                  DATA_LOSS            DATA_LOSS
     └── Unavailable               UNAVAILABLE          UNAVAILABLE
         ├── BaseUnavailable       UNAVAILABLE          BASE_UNAVAILABLE
@@ -144,6 +147,20 @@ class ParityFailed(FailedPrecondition):
     reason = "PARITY_FAILED"
 
 
+class Unauthenticated(LuthierError):
+    """Nobody knows who calls. Why a token was refused, the server's log says alone."""
+
+    code = code_pb2.UNAUTHENTICATED
+    reason = "UNAUTHENTICATED"
+
+
+class PermissionDenied(LuthierError):
+    """Whoever calls may not do this."""
+
+    code = code_pb2.PERMISSION_DENIED
+    reason = "PERMISSION_DENIED"
+
+
 class Cancelled(LuthierError):
     """Someone asked for an end."""
 
@@ -181,6 +198,12 @@ class OutOfMemory(ResourceExhausted):
     """A training wanted more memory than there is."""
 
     reason = "OUT_OF_MEMORY"
+
+
+class QuotaExceeded(ResourceExhausted):
+    """Whoever calls has had what a quota gives."""
+
+    reason = "QUOTA_EXCEEDED"
 
 
 class DataLoss(LuthierError):

@@ -97,6 +97,16 @@ def decode_to(data: bytes, height: int, width: int) -> np.ndarray:
     return resize(decode(data), height, width)
 
 
+def thumbnail(data: bytes, side: int) -> np.ndarray:
+    """The image in small, RGB, its longer side at most so many pixels; a JPEG is not even decoded in full."""
+    with _opened(data) as image:
+        if image.format == "JPEG":
+            image.draft("RGB", (side, side))
+        small = _rgb(image)
+        small.thumbnail((side, side), Image.Resampling.BOX)
+        return np.asarray(small)
+
+
 def decode_values(data: bytes) -> np.ndarray:
     """Returns the numbers that an image stores, as a mask means them: of a palette the indices, of a grey the levels.
 

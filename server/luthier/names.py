@@ -17,6 +17,8 @@ _FORMS = {
     "uploads/{upload}": re.compile("uploads/([0-9a-f]{32})"),
     "operations/{operation}": re.compile("operations/([0-9a-f]{32})"),
     "evaluations/{evaluation}": re.compile("evaluations/([0-9a-f]{32})"),
+    "tokens/{token}": re.compile("tokens/([0-9a-f]{32})"),
+    "rollouts/{rollout}": re.compile("rollouts/([0-9a-f]{32})"),
     "datasets/{dataset}": re.compile(f"datasets/({ID})"),
     "datasets/{dataset}/versions/{number}": re.compile(f"datasets/({ID})/versions/([1-9][0-9]{{0,8}})"),
     "models/{model}": re.compile(f"models/({ID})"),

@@ -19,6 +19,8 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2, status_pb2
 
+from luthier.access import quotas
+from luthier.access.principal import actor
 from luthier.database import Database, bump, events, insert_or_skip, now, operations
 from luthier.errors import (
     AlreadyExists,
@@ -39,6 +41,7 @@ State: TypeAlias = OperationMetadata.State.ValueType
 Request: TypeAlias = (
     dataset_pb2.CreateDatasetRequest
     | model_pb2.FineTuneRequest
+    | model_pb2.FineTuneFromFeedbackRequest
     | evaluation_pb2.EvaluateRequest
     | base_pb2.PullBaseRequest
     | base_pb2.ImportBaseRequest
@@ -106,7 +109,7 @@ class Operations:
         """Records an operation, durably, before it returns; or returns the one that the same request started before.
 
         `completed` is what a worker gets, where it differs from what was asked: the request with its defaults.
-        Raises AlreadyExists where the request's id came with another request.
+        Raises AlreadyExists where the request's id came with another request, QuotaExceeded.
         """
         id, time = uuid.uuid4().hex, now()
         row = {
@@ -126,11 +129,13 @@ class Operations:
             "progress": b"",
             "create_time": time,
             "update_time": time,
+            "principal": actor(),
         }
         with self._database.write() as connection:
             # Where two replicas insert at once, the second waits for the first and then inserts nothing.
             inserted = insert_or_skip(connection, operations, row)
             if inserted:
+                quotas.check_operations(connection, beside=id)
                 _append(connection, id, [operation_pb2.OperationEvent(state=OperationMetadata.STATE_PENDING)])
         return self.get(id) if inserted else self.repeated(kind, asked) or self.submit(kind, target, asked, completed)
 

@@ -9,7 +9,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from luthier import database as db
-from luthier import names
+from luthier import names, rollouts
+from luthier.access import quotas
+from luthier.access.principal import actor
 from luthier.database import Database, bump, insert_or_skip, now
 from luthier.errors import FailedPrecondition, NotFound
 from luthier.names import Versioned
@@ -43,10 +45,16 @@ class Registry:
     # Uploads.
 
     def add_upload(self, id: str, upload: dataset_pb2.Upload) -> None:
-        """Records a file that is on disk."""
+        """Records a file that is on disk; raises QuotaExceeded."""
         values = {"filename": upload.filename, "size_bytes": upload.size_bytes, "sha256": upload.sha256}
         with self._database.write() as connection:
-            connection.execute(db.uploads.insert().values(id=id, create_time=now(), **values))
+            quotas.check_storage(connection, upload.size_bytes)
+            connection.execute(db.uploads.insert().values(id=id, create_time=now(), principal=actor(), **values))
+
+    def check_room(self, size_bytes: int) -> None:
+        """Raises QuotaExceeded where whoever calls may not keep so much more."""
+        with self._database.read() as connection:
+            quotas.check_storage(connection, size_bytes)
 
     def upload(self, id: str) -> dataset_pb2.Upload:
         """Returns an upload or raises NotFound."""
@@ -105,9 +113,12 @@ class Registry:
             return [dataset_pb2.DatasetVersion.FromString(r) for r in connection.execute(query).scalars()]
 
     def add_dataset_version(
-        self, connection: sa.Connection, id: str, version: dataset_pb2.DatasetVersion
+        self, connection: sa.Connection, id: str, version: dataset_pb2.DatasetVersion, operation: str = ""
     ) -> dataset_pb2.DatasetVersion:
-        """Gives a version its name and records it; returns the one with the same content where there is one."""
+        """Gives a version its name and records it; returns the one with the same content where there is one.
+
+        It is held by whoever asked for the operation that made it.
+        """
         row = _parent(connection, db.datasets, id, version.task)
         table = db.dataset_versions
         same = sa.select(table.c.record).where(table.c.dataset == id, table.c.digest == version.digest)
@@ -118,7 +129,10 @@ class Registry:
         version.create_time.CopyFrom(timestamp(now()))
         connection.execute(db.datasets.update().where(db.datasets.c.id == id).values(last_number=number))
         record = version.SerializeToString()
-        connection.execute(table.insert().values(dataset=id, number=number, digest=version.digest, record=record))
+        owner = connection.execute(sa.select(db.operations.c.principal).where(db.operations.c.id == operation)).scalar()
+        held = {"principal": owner or "", "size_bytes": version.size_bytes}
+        values = {"dataset": id, "number": number, "digest": version.digest, "record": record, **held}
+        connection.execute(table.insert().values(values))
         return version
 
     def delete_dataset(self, id: str) -> list[str]:
@@ -238,19 +252,30 @@ class Registry:
         bump(connection, "models")
         return version
 
-    def set_alias(self, model: str, alias: str, number: int) -> model_pb2.Alias:
-        """Points an alias at a version; raises NotFound where there is none."""
+    def set_alias(
+        self, model: str, alias: str, number: int, recording: model_pb2.Recording | None = None
+    ) -> model_pb2.Alias:
+        """Points an alias at a version, which ends its rollout where it moves; raises NotFound where there is none.
+
+        `recording` is what to keep of its predictions from now on; None: as before.
+        """
+        where = (db.aliases.c.model == model, db.aliases.c.alias == alias)
+        record = recording.SerializeToString() if recording is not None else None
         with self._database.write() as connection:
             _locked_version(connection, model, number, shared=True)
-            if not insert_or_skip(connection, db.aliases, {"model": model, "alias": alias, "number": number}):
-                where = (db.aliases.c.model == model, db.aliases.c.alias == alias)
-                connection.execute(db.aliases.update().where(*where).values(number=number))
+            moved = f"the alias was pointed at {names.model_version(model, number)} by hand"
+            rollouts.end_with_alias(connection, model, alias, moved, number)
+            row = {"model": model, "alias": alias, "number": number, "recording": record}
+            if not insert_or_skip(connection, db.aliases, row):
+                changed = {"number": number} if recording is None else {"number": number, "recording": record}
+                connection.execute(db.aliases.update().where(*where).values(**changed))
             bump(connection, "models")
-        return _alias(model, alias, number)
+            return _alias(connection.execute(sa.select(db.aliases).where(*where)).one())
 
     def delete_alias(self, model: str, alias: str) -> None:
-        """Removes an alias or raises NotFound."""
+        """Removes an alias, which ends its rollout, or raises NotFound."""
         with self._database.write() as connection:
+            rollouts.end_with_alias(connection, model, alias, "the alias was removed")
             where = (db.aliases.c.model == model, db.aliases.c.alias == alias)
             if not connection.execute(db.aliases.delete().where(*where)).rowcount:
                 raise NotFound(f"models/{model}/aliases/{alias}")
@@ -262,21 +287,27 @@ class Registry:
             table = db.model_versions
             digests = connection.execute(sa.select(table.c.digest).where(table.c.model == id)).scalars().all()
             evaluations = _evaluations(connection, db.evaluations.c.model == id)
+            recorded = db.predictions.c.version.startswith(f"models/{id}/versions/", autoescape=True)
+            connection.execute(db.predictions.delete().where(recorded))
             if not connection.execute(db.models.delete().where(db.models.c.id == id)).rowcount:
                 raise NotFound(f"models/{id}")
             bump(connection, "models")
             return Leftovers(_unreferenced(connection, table, digests), evaluations)
 
     def delete_model_version(self, model: str, number: int) -> Leftovers:
-        """Deletes a version as `delete_model` a model; raises FailedPrecondition where an alias names it."""
+        """Deletes a version as `delete_model` a model; FailedPrecondition where an alias or a rollout needs it."""
         with self._database.write() as connection:
             digest = _locked_version(connection, model, number, shared=False)
             query = sa.select(db.aliases.c.alias).where(db.aliases.c.model == model, db.aliases.c.number == number)
             if held := connection.execute(query).scalars().all():
                 raise FailedPrecondition(f"the alias {', '.join(sorted(held))} points at it; move the alias first")
+            if rollouts.in_use(connection, model, number):
+                raise FailedPrecondition("a rollout under way needs it; stop the rollout first")
             table, of = db.model_versions, db.evaluations
             evaluations = _evaluations(connection, (of.c.model == model) & (of.c.model_number == number))
             connection.execute(table.delete().where(table.c.model == model, table.c.number == number))
+            recorded = db.predictions.c.version == names.model_version(model, number)
+            connection.execute(db.predictions.delete().where(recorded))
             bump(connection, "models")
             return Leftovers(_unreferenced(connection, table, [digest]), evaluations)
 
@@ -354,7 +385,7 @@ class Registry:
             name=f"models/{row.id}",
             task=row.task,
             create_time=timestamp(row.create_time),
-            aliases=[_alias(row.id, a.alias, a.number) for a in connection.execute(aliases)],
+            aliases=[_alias(alias) for alias in connection.execute(aliases)],
             latest_version=model_pb2.ModelVersion.FromString(record) if record is not None else None,
         )
 
@@ -374,8 +405,12 @@ def artefacts(connection: sa.Connection) -> dict[str, set[str]]:
     }
 
 
-def _alias(model: str, alias: str, number: int) -> model_pb2.Alias:
-    return model_pb2.Alias(name=f"models/{model}/aliases/{alias}", model_version=names.model_version(model, number))
+def _alias(row: sa.Row[Any]) -> model_pb2.Alias:
+    return model_pb2.Alias(
+        name=f"models/{row.model}/aliases/{row.alias}",
+        model_version=names.model_version(row.model, row.number),
+        recording=model_pb2.Recording.FromString(row.recording) if row.recording else None,
+    )
 
 
 def _parent(connection: sa.Connection, table: sa.Table, id: str, task: str) -> sa.Row[Any]:

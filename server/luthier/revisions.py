@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import sqlalchemy as sa
 import structlog
@@ -15,9 +15,17 @@ log = structlog.get_logger()
 
 
 class Revisions:
-    """Polls the revisions of `models` and `operations` on a thread of its own and tells those who wait."""
+    """Polls the revisions of `models`, `operations` and `tokens` on a thread of its own and tells those who wait."""
 
-    def __init__(self, database: db.Database, poll_s: float, on_models: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        database: db.Database,
+        poll_s: float,
+        on_models: Callable[[], None],
+        others: Mapping[str, Callable[[], None]] | None = None,
+    ) -> None:
+        """`others` are called when the revision of their name changes; they read the database and nothing else."""
+        self._others = others or {}
         self._database = database
         self._poll_s = poll_s
         self._on_models = on_models
@@ -57,6 +65,9 @@ class Revisions:
                 with self._database.read() as connection:
                     rows = connection.execute(sa.select(db.revisions)).all()
                 fresh = {row.name: row.value for row in rows}
+                for name, on_change in self._others.items():
+                    if fresh[name] != self._seen.get(name):
+                        on_change()
                 if fresh["models"] != self._seen.get("models"):
                     # Before those who wait hear that a fine-tune has ended: next they predict with its model.
                     fresh["models"] = self._models_at(fresh["models"])

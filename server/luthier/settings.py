@@ -33,7 +33,31 @@ class Settings(BaseSettings):
 
     home: Path = Field(Path(".luthier"), description="Folder of the database, the artefacts and luthier.toml.")
     listen: str = Field("127.0.0.1:50051", description="Address and port to listen on; port 0 takes a free one.")
+    http_listen: str = Field(
+        "",
+        description="Address and port for HTTP, such as 127.0.0.1:8080; port 0 takes a free one. Empty: none.",
+    )
+    http_origins: list[str] = Field(
+        [], description="Origins of the pages that may call over HTTP, such as https://shop.example; `*`: all."
+    )
     insecure: bool = Field(False, description="Allow an address other than loopback, open to whoever reaches it.")
+    tls_certificate: Path | None = Field(
+        None, description="PEM file of the certificate to show, with those of the authorities between. None: no TLS."
+    )
+    tls_key: Path | None = Field(None, description="PEM file of the certificate's key, without a passphrase.")
+    tls_client_ca: Path | None = Field(
+        None, description="PEM file of the authorities that sign for clients, each of whom then needs a certificate."
+    )
+    tokens: bool = Field(False, description="Ask callers for tokens, and hold each to its role, scope and quotas.")
+    policy: Path | None = Field(
+        None, description="TOML file of what principals may do at most, and use. None: no bounds."
+    )
+    jwt_keys: str = Field(
+        "",
+        description="JSON Web Key Set that tokens are verified by: a file, or an https URL. Empty: static tokens only.",
+    )
+    jwt_audience: str = Field("", description="Audience that JSON Web Tokens must be for; needed with keys.")
+    jwt_issuer: str = Field("", description="Issuer that JSON Web Tokens must be from. Empty: whoever holds a key.")
     database_url: str = Field("", description="SQLAlchemy URL of the database. Empty: SQLite in the home.")
     artefacts: str = Field(
         "", description="Where several homes share artefacts, such as s3://bucket/luthier. Empty: each has its own."
@@ -68,8 +92,24 @@ class Settings(BaseSettings):
     keep_operations_days: float = Field(
         90.0, ge=0, description="Days that operations are kept after their end, with their events; 0: for good."
     )
+    keep_audit_days: float = Field(365.0, ge=0, description="Days that it is kept who changed what; 0: for good.")
+    keep_predictions_days: float = Field(
+        30.0, ge=0, description="Days that recorded predictions are kept, with their feedback; 0: for good."
+    )
+    most_predictions: int = Field(
+        1_000_000, ge=0, description="Most recorded predictions that are kept, the newest; 0: no limit."
+    )
+    drift_interval_s: float = Field(
+        900.0, ge=0, description="Seconds between looks at live predictions for drift; 0: nobody looks by itself."
+    )
+    drift_window_s: float = Field(
+        24 * 3600.0, gt=0, description="Seconds of live predictions that each such look compares with the test part."
+    )
     metrics_listen: str = Field(
         "", description="Address and port of the metrics for Prometheus, such as 127.0.0.1:9464. Empty: none."
+    )
+    health_listen: str = Field(
+        "", description="Address and port that say without TLS whether this server serves, and no more. Empty: none."
     )
     traces_endpoint: str = Field(
         "", description="URL of a collector of traces that speaks OTLP over gRPC. Empty: nothing is traced."
@@ -93,23 +133,72 @@ class Settings(BaseSettings):
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, Path(home) / "luthier.toml")
 
     @model_validator(mode="after")
-    def _closed_by_default(self) -> Self:
-        for listen in (self.listen, self.metrics_listen):
-            host = listen.rpartition(":")[0].strip("[]")
-            if self.insecure or not listen or _is_loopback(host):
-                continue
+    def _is_all_that_tls_takes(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("--tls-certificate and --tls-key go together: the one is no use without the other")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
             raise ValueError(
-                f"{listen} can be reached from other machines and this server asks nobody who they are; "
-                "listen on 127.0.0.1, or add --insecure where a network of your own protects it"
+                "--tls-client-ca asks clients for certificates, which takes --tls-certificate and --tls-key"
             )
         return self
 
-    @field_validator("metrics_listen")
+    @model_validator(mode="after")
+    def _closed_by_default(self) -> Self:
+        if self.insecure:
+            return self
+        for flag, listen in (("--listen", self.listen), ("--http-listen", self.http_listen)):
+            if not listen or is_loopback(listen) or (self.tls_certificate and self.tokens):
+                continue
+            lacks = [
+                *([] if self.tls_certificate else ["encrypts nothing (--tls-certificate, --tls-key)"]),
+                *([] if self.tokens else ["asks nobody who they are (--tokens)"]),
+            ]
+            raise ValueError(
+                f"{listen} can be reached from other machines and this server {' and '.join(lacks)}. Go on with\n"
+                f"  luthier serve {flag} {listen} --tls-certificate server.pem --tls-key server.key --tokens\n"
+                "or listen on 127.0.0.1, or add --insecure where a network of your own protects it"
+            )
+        if self.metrics_listen and not is_loopback(self.metrics_listen) and not self.tls_client_ca:
+            raise ValueError(
+                f"{self.metrics_listen} can be reached from other machines and the metrics' port takes no tokens. "
+                "Go on with --tls-client-ca, so that a scraper needs a certificate,\n"
+                "or listen on 127.0.0.1, or add --insecure where a network of your own protects it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _asks_for_what_it_knows(self) -> Self:
+        unused = [name for name in ("policy", "jwt_keys") if getattr(self, name) and not self.tokens]
+        if unused:
+            raise ValueError(f"{_flags(unused)} would not be heeded; add --tokens")
+        if self.jwt_keys and not self.jwt_audience:
+            raise ValueError("--jwt-keys needs --jwt-audience: a token that is for another service must not be taken")
+        unused = [name for name in ("jwt_audience", "jwt_issuer") if getattr(self, name) and not self.jwt_keys]
+        if unused:
+            raise ValueError(f"{_flags(unused)} would not be heeded; add --jwt-keys")
+        return self
+
+    @field_validator("jwt_keys")
+    @classmethod
+    def _is_a_set_of_keys(cls, source: str) -> str:
+        if "://" in source and not re.fullmatch(r"https://[^/@]+/.*", source):
+            raise ValueError(f"{source} is neither a file nor an https URL such as https://id.example.com/keys")
+        return source
+
+    @field_validator("http_listen", "metrics_listen", "health_listen")
     @classmethod
     def _is_an_address(cls, address: str) -> str:
         if address and not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^:\[\]]+):\d{1,5}", address):
             raise ValueError(f"{address} is no address with a port, such as 127.0.0.1:9464")
         return address
+
+    @field_validator("http_origins")
+    @classmethod
+    def _are_origins(cls, origins: list[str]) -> list[str]:
+        for origin in origins:
+            if not re.fullmatch(r"\*|https?://[^/\s]+", origin):
+                raise ValueError(f"{origin} is no origin, such as https://shop.example, without a path")
+        return origins
 
     @field_validator("traces_endpoint")
     @classmethod
@@ -178,20 +267,13 @@ def from_flags(program: str, arguments: list[str]) -> Settings:
     return CliApp.run(OF_PROGRAMS[program], cli_args=arguments, **given)
 
 
-_HANDED = "LUTHIER_HANDED_SETTINGS"
+def _flags(names: list[str]) -> str:
+    return " and ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
-def handed(settings: Settings) -> dict[str, str]:
-    """The environment for a process that is to have the same settings. All of a machine see what arguments say."""
-    return {**os.environ, _HANDED: settings.model_dump_json()}
-
-
-def taken() -> Settings:
-    """The settings that this process was handed. Those that it starts in turn do not find them."""
-    return Settings.model_validate_json(os.environ.pop(_HANDED))
-
-
-def _is_loopback(host: str) -> bool:
+def is_loopback(listen: str) -> bool:
+    """Whether an address with a port is of this machine alone."""
+    host = listen.rpartition(":")[0].strip("[]")
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

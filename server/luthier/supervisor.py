@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import sqlalchemy as sa
 import structlog
 
 from luthier.operations import Claim, Kind, Operations
-from luthier.settings import Settings, handed
+from luthier.settings import Settings
 from luthier.store import Store
 from luthier.v1.operation_pb2 import OperationMetadata
 
@@ -43,8 +44,9 @@ class Supervisor:
             OperationMetadata.KIND_IMPORT_BASE,
             OperationMetadata.KIND_BATCH_PREDICT,
         )
+        trainings = (OperationMetadata.KIND_FINE_TUNE, OperationMetadata.KIND_FINE_TUNE_FROM_FEEDBACK)
         self._lanes = [
-            Lane((OperationMetadata.KIND_FINE_TUNE,), settings.trainings),
+            Lane(trainings, settings.trainings),
             Lane(small, settings.jobs),
         ]
         self._running: dict[Claim, subprocess.Popen[bytes]] = {}
@@ -89,13 +91,17 @@ class Supervisor:
         ]
         log.info("worker starts", operation=claim.operation, attempt=claim.attempt)
         # Standard output belongs to the server's own words; a session of its own keeps a terminal's Ctrl-C away.
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "luthier.worker", *arguments],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=2,
             start_new_session=True,
-            env=handed(self._settings),
         )
+        assert process.stdin
+        # One that has died already is found by the next look.
+        with contextlib.suppress(BrokenPipeError), process.stdin:
+            process.stdin.write(self._settings.model_dump_json().encode())
+        return process
 
     def _reap(self) -> None:
         for claim, process in list(self._running.items()):

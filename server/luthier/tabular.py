@@ -103,6 +103,42 @@ def schema_of(example: type[Message]) -> pa.Schema:
     return pa.schema([column.arrow for column in columns_of(example)])
 
 
+def of_messages(kind: type[Message], messages: Sequence[Message]) -> pa.Table:
+    """A table with a row for each message, and a column for each field, whether it is set or not.
+
+    Types are those of `schema_of`; messages in messages become structs.
+    """
+    descriptor = cast(Descriptor, kind.DESCRIPTOR)
+    return pa.Table.from_pylist([_plain(message) for message in messages], pa.schema(_arrow_fields(descriptor)))
+
+
+def _arrow_fields(descriptor: Descriptor) -> list[pa.Field]:
+    found = []
+    for field in descriptor.fields:
+        if field.message_type:
+            kind = pa.struct(_arrow_fields(field.message_type))
+        elif field.type == FieldDescriptor.TYPE_BYTES:
+            kind = pa.large_binary()
+        else:
+            kind = _TYPES[field.cpp_type]
+        found.append(pa.field(field.name, pa.list_(kind) if field.is_repeated else kind))
+    return found
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    """A message's fields as Arrow takes them; enums by their names."""
+    row = {}
+    for field in message.DESCRIPTOR.fields:
+        value = getattr(message, field.name)
+        values = list(value) if field.is_repeated else [value]
+        if field.message_type:
+            values = [_plain(one) for one in values]
+        elif field.enum_type:
+            values = [field.enum_type.values_by_number[one].name for one in values]
+        row[field.name] = values if field.is_repeated else values[0]
+    return row
+
+
 def read(file: DataFile, example: type[Message]) -> pa.Table:
     """Reads a file into a table with exactly the columns of `schema_of(example)`.
 

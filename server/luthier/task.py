@@ -12,7 +12,7 @@ import math
 import random
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -58,6 +58,10 @@ MODEL_FILE = "model.onnx"
 
 GRADED = 400
 """Predictions that are graded one by one where a task has no quicker way."""
+
+
+_SHORT = 64
+"""Characters of a text that tell it from others as a category."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,6 +246,9 @@ class Task(ABC):
     primary_metric: ClassVar[str]
     """What parity and checkpoints are judged by."""
     lower_is_better: ClassVar[bool] = False
+    averages: ClassVar[bool] = False
+    """Whether the primary metric of many predictions is the plain mean of that of each alone, as accuracy is and F1 is
+    not. It says that the metric of feedback need not be computed anew for each sample of a bootstrap."""
     bases: ClassVar[tuple[str, ...]] = ()
     """Ids of bases that suit, the default first. Empty where a fine-tune may start from nothing."""
     formats: ClassVar[tuple[str, ...]] = ("csv", "tsv", "jsonl", "parquet")
@@ -319,6 +326,23 @@ class Task(ABC):
         """
         return {}
 
+    # Watching what is live: called in the serving process and in workers, without the training framework.
+
+    def features(self, instance: Message | None, prediction: Message) -> Mapping[str, float | str | Sequence[str]]:
+        """Small named facts of an input and of its prediction, by which a window of live ones is compared with those of
+        the test part: numbers, categories, or bags of words. A fact that an input does not have is left out.
+
+        `instance` is None where inputs are not kept: then only the prediction speaks. Facts are cheap, at most some
+        milliseconds, and depend on nothing else. As it stands: the numbers, flags and enums of the prediction, and
+        the beginnings of its texts.
+        """
+        return dict(_plain_facts(prediction))
+
+    def confidences(self, examples: pa.Table, predictions: Sequence[Message]) -> Sequence[tuple[float, bool]]:
+        """How sure each prediction for `instances(examples)` is, between 0 and 1, and whether it is right, for the
+        calibration of what is live. As it stands: none, for tasks without classes."""
+        return ()
+
     def rows(self, examples: pa.Table) -> Sequence[Sequence[int]]:
         """The rows that each of `instances(examples)` stands for. As it stands: one row each, in order."""
         return [[row] for row in range(examples.num_rows)]
@@ -337,6 +361,46 @@ class Task(ABC):
             alone = self.score(examples.take(rows[index]), [predictions[index]])
             grades[index] = sign * alone.metrics[self.primary_metric]
         return grades
+
+    def truth(self, labels: Sequence[Message], prediction: Message, instance: Message | None) -> pa.Table:
+        """The examples that feedback on a prediction stands for, to be scored with it.
+
+        `labels` are example messages, whose inputs may be left out; `instance` is what the prediction was made from, or
+        None where that was not kept. As it stands: a row for each label, in which an empty field takes the value of the
+        instance's field of the same name and type.
+        """
+        from luthier import tabular
+
+        return tabular.of_messages(self.example, [_filled(label, instance) for label in labels])
+
+
+def _filled(label: Message, instance: Message | None) -> Message:
+    filled = type(label)()
+    filled.CopyFrom(label)
+    if instance is None:
+        return filled
+    given = {of.name: (of.type, value) for of, value in instance.ListFields() if not of.is_repeated}
+    there = {of.name for of, _ in label.ListFields()}
+    for of in label.DESCRIPTOR.fields:
+        type_, value = given.get(of.name, (None, None))
+        if type_ == of.type and not (of.is_repeated or of.message_type or of.name in there):
+            setattr(filled, of.name, value)
+    return filled
+
+
+def _plain_facts(prediction: Message) -> Iterator[tuple[str, float | str]]:
+    """The fields of a prediction that hold one plain value each."""
+    for one in prediction.DESCRIPTOR.fields:
+        value = getattr(prediction, one.name)
+        if one.is_repeated or one.message_type or isinstance(value, bytes):
+            continue
+        if one.enum_type:
+            known = one.enum_type.values_by_number.get(value)
+            yield one.name, known.name if known else str(value)
+        elif isinstance(value, str):
+            yield one.name, value[:_SHORT]
+        elif math.isfinite(value):
+            yield one.name, float(value)
 
 
 def _message_of(field: FieldDescriptor) -> type[Message]:

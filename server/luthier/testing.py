@@ -33,7 +33,7 @@ import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from luthier import fields, plugins
+from luthier import drift, fields, plugins
 from luthier.errors import Cancelled, InvalidArgument
 from luthier.inference.predictor import Predictor
 from luthier.task import PARTS, Evaluation, Run, Task
@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 __all__ = ["TaskConformance"]
 
 _SEED = 7
+
+MOST_PROFILE_BYTES = 2**20
+"""More facts than fit into so many bytes are too many to look at."""
 
 _SERVE = """
 import sys
@@ -285,6 +288,18 @@ class TaskConformance(ABC):
         some = self.task.score(fewer, predictor.predict(self.task.instances(fewer)))
         assert some.metrics.keys() == scores.metrics.keys()
 
+    def test_averages_are_means(self, predictions: list[Message]) -> None:
+        """A primary metric that the task declares a mean is that of each prediction alone, averaged."""
+        if not self.task.averages:
+            return
+        test, metric = self.parts()["test"], self.task.primary_metric
+        pairs = zip(self.task.rows(test), predictions, strict=False)
+        alone = [self.task.score(test.take(rows), [prediction]).metrics[metric] for rows, prediction in pairs]
+        whole = self._score(predictions).metrics[metric]
+        assert _close(sum(alone) / len(alone), whole, 1e-9), (
+            f"{metric} is {whole}, the mean is {sum(alone) / len(alone)}"
+        )
+
     def test_reports_can_show_examples(self, instances: list[Message], predictions: list[Message]) -> None:
         """Each prediction has its rows and a grade, from its rows alone its instance is made, and curves are whole."""
         test = self.parts()["test"]
@@ -295,6 +310,35 @@ class TaskConformance(ABC):
         assert [self.task.instances(test.take(chosen)) for chosen in rows] == [[one] for one in instances[:count]]
         for curve in self._score(predictions).curves:
             assert len(curve.x) == len(curve.y), f"{curve.label} of {curve.title}: as many values of x as of y"
+
+    def test_features_are_small_facts(self, instances: list[Message], predictions: list[Message]) -> None:
+        """Numbers that are finite, categories or bags of words; one kind for a name, the same each time, some of them
+        without the input too; and a profile of them fits a bundle."""
+        pairs = list(zip(instances, predictions, strict=True))
+        facts = [self.task.features(*pair) for pair in pairs]
+        assert facts == [self.task.features(*pair) for pair in pairs], "the same input gave other facts"
+        alone = [self.task.features(None, prediction) for prediction in predictions]
+        assert any(facts), "no input has a fact"
+        kinds: dict[str, set[str]] = {}
+        for name, value in ((name, value) for row in [*facts, *alone] for name, value in row.items()):
+            if not isinstance(value, float | int | str):
+                assert all(isinstance(word, str) for word in value), f"{name} is no bag of words: {value!r}"
+            elif not isinstance(value, str):
+                assert math.isfinite(value), f"{name} is {value}"
+            kinds.setdefault(name, set()).add(_kind_of(value))
+        mixed = {name: found for name, found in kinds.items() if len(found) > 1}
+        assert not mixed, f"of more than one kind: {mixed}"
+        profile = json.dumps(drift.profile_of(facts), allow_nan=False)
+        assert len(profile) < MOST_PROFILE_BYTES, f"a profile of {len(profile)} bytes"
+        drift.compare(json.loads(profile), facts * math.ceil(drift.LEAST_WINDOW / len(facts)))
+
+    def test_confidences_are_those_of_the_predictions(self, predictions: list[Message]) -> None:
+        """None, or for each prediction of the test part a number between 0 and 1 and whether it is right."""
+        test = self.parts()["test"]
+        own = predictions[: len(predictions) - len(self.edge_cases)]
+        found = self.task.confidences(test, own)
+        assert len(found) in (0, len(own))
+        assert all(0 <= confidence <= 1 for confidence, _ in found), found
 
     def test_serving_leaves_torch_alone(self, tuned: Tuned, predictions: list[Message], tmp_path: Path) -> None:
         """A fresh process opens the bundle, predicts and scores without torch, and comes to the same scores.
@@ -359,6 +403,12 @@ class TaskConformance(ABC):
         for i, (one, other) in enumerate(zip(expected, got, strict=True)):
             differences = list(_differences(self.comparable(one), self.comparable(other), self.tolerance))
             assert not differences, f"prediction {i}: {differences}"
+
+
+def _kind_of(value: object) -> str:
+    if isinstance(value, str):
+        return "category"
+    return "number" if isinstance(value, float | int) else "words"
 
 
 def _takes_default(field: FieldDescriptor) -> bool:

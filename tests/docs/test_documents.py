@@ -28,7 +28,7 @@ IDS = [path.relative_to(ROOT).as_posix() for path in DOCUMENTS]
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _CODE = re.compile(r"`(luthier [^`]+)`")
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
-PROGRAMS = {"cd", "export", "grpcurl", "luthier", "make", "pip"}
+PROGRAMS = {"cd", "curl", "docker", "export", "grpcurl", "helm", "kubectl", "luthier", "make", "pip", "printf"}
 
 every_document = pytest.mark.parametrize("path", DOCUMENTS, ids=IDS)
 

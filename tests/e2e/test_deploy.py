@@ -6,34 +6,70 @@ import importlib.util
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
+import grpc
 import pytest
 import yaml
 
+from certificates import Authority
+from luthier.database import Database, drift_windows
 from luthier.tasks.recommendation.v1 import recommendation_pb2 as recommendation
 from luthier.tasks.recommendation.v1 import recommendation_pb2_grpc as recommendation_grpc
+from luthier.v1.monitoring_pb2 import Calibration, Drift, FeatureDrift, LiveScore
 from scrapes import Scrape, names, scrape
 from support import ROOT, create_dataset, fine_tune, interactions, serving
 
 DEPLOY = ROOT / "deploy"
 POPULARITY = recommendation.Config(algorithm=recommendation.ALGORITHM_POPULARITY)
-ADDED = {"up", "job", "instance"}
-"""What Prometheus adds to what it scrapes."""
-WORDS = {"sum", "by", "rate", "increase", "histogram_quantile", "max", "min_over_time", "offset", "h", "label_values"}
+ADDED = {"up", "job", "instance", "namespace", "pod"}
+"""What Prometheus adds to what it scrapes, on Kubernetes too."""
+WORDS = {
+    "sum",
+    "by",
+    "or",
+    "rate",
+    "increase",
+    "histogram_quantile",
+    "max",
+    "min_over_time",
+    "time",
+    "offset",
+    "h",
+    "label_values",
+}
 """Of PromQL and of Grafana's variables."""
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Scrape:
-    """A scrape of a server that has predicted."""
+    """A scrape of a server that has predicted, and shows a certificate."""
     home = tmp_path_factory.mktemp("home")
-    with serving(home, "--metrics-listen", "127.0.0.1:0") as server:
+    authority = Authority()
+    certificate, key = authority.server().write(home, "server")
+    flags = ("--metrics-listen", "127.0.0.1:0", "--tls-certificate", str(certificate), "--tls-key", str(key))
+    with serving(home, *flags, credentials=grpc.ssl_channel_credentials(authority.certificate)) as server:
         create_dataset(server, "shop", "recommendation", {"_": interactions(home / "shop.csv")})
         fine_tune(server, "shop", "recommendation", "shop", POPULARITY)
         request = recommendation.RecommendRequest(model="shop", instances=[recommendation.Instance(user="u1")])
         server.stub(recommendation_grpc.RecommendationServiceStub).Recommend(request)
+        watched(home)
         return scrape(server)
+
+
+def watched(home: Path) -> None:
+    """A window of the model in which there is everything that a window may have."""
+    window = Drift(
+        features=[FeatureDrift(name="answered")],
+        calibration=Calibration(expected_error=0.1),
+        live=LiveScore(metric="accuracy"),
+    )
+    row = {"model": "shop", "number": 1, "end_time": 0.0, "verdict": Drift.VERDICT_STEADY}
+    database = Database(f"sqlite:///{home / 'luthier.db'}")
+    with database.write() as connection:
+        connection.execute(drift_windows.insert().values(record=window.SerializeToString(), **row))
+    database.close()
 
 
 def words(expression: str) -> set[str]:
@@ -52,12 +88,18 @@ def dashboard() -> ModuleType:
 
 
 def expressions() -> Iterator[str]:
-    """All that the dashboard and the alerts ask Prometheus."""
+    """All that the dashboard, the alerts and the autoscaler ask Prometheus."""
     board = json.loads((DEPLOY / "grafana" / "luthier.json").read_text(encoding="utf-8"))
     yield from (target["expr"] for panel in board["panels"] for target in panel.get("targets", ()))
     yield from (v["query"]["query"] for v in board["templating"]["list"] if v["type"] == "query")
     for group in yaml.safe_load((DEPLOY / "alerts.yml").read_text(encoding="utf-8"))["groups"]:
         yield from (rule["expr"] for rule in group["rules"])
+    adapter = yaml.safe_load((DEPLOY / "prometheus-adapter.yml").read_text(encoding="utf-8"))
+    [rule] = adapter["rules"]["custom"]
+    yield rule["seriesQuery"]
+    # As the adapter fills it in.
+    filled = {"Series": rule["seriesQuery"].partition("{")[0], "LabelMatchers": 'namespace="ml"', "GroupBy": "pod"}
+    yield re.sub(r"<<\.(\w+)>>", lambda found: filled[found[1]], rule["metricsQuery"])
 
 
 def test_what_is_asked_for_is_there(found: Scrape) -> None:

@@ -120,7 +120,7 @@ def overload(server: Server) -> tuple[Any, list[Any]]:
 def test_twice_as_many_calls_as_can_be_answered(home: Path) -> None:
     with paced(home, "--most-waiting", "2") as server:
         slower, refusals, slowest = [], [], []
-        # The slowest of a hundred is what the machine did meanwhile as much as the server; of five turns the middle one.
+        # The slowest of a hundred is what the machine did as much as the server; of five turns the middle one counts.
         for _ in range(5):
             unloaded = [ask(server) for _ in range(100)]
             with Watch(server) as health:

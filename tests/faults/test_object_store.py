@@ -16,9 +16,11 @@ import pytest
 from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.rpc import code_pb2
 
+from luthier.access.audit import Audit
 from luthier.database import Database
 from luthier.errors import DataLoss, FailedPrecondition, StoreUnavailable
 from luthier.housekeeping import DAY_S, Housekeeping
+from luthier.journal import Journal
 from luthier.operations import Operations
 from luthier.registry import Registry
 from luthier.store import Store
@@ -148,7 +150,9 @@ def test_what_nothing_names_goes_after_a_day(tmp_path: Path, database: Database,
     store.write(b"x", store.upload("old"))
     # Objects of another machine, of which this home has nothing.
     shutil.rmtree(store.bundle("old"))
-    housekeeping = Housekeeping(registry, Operations(database), store, keep_operations_days=0)
+    housekeeping = Housekeeping(
+        registry, Operations(database), store, Audit(database), Journal(database), keep_operations_days=0
+    )
     housekeeping.keep(time.time() + 0.9 * DAY_S)
     assert names(object_store, url) == ["bundles/named.tar", "bundles/old.tar", "reports/old.html", "uploads/old"]
     housekeeping.keep(time.time() + 1.1 * DAY_S)

@@ -31,7 +31,7 @@ def test_operations_of_the_release_before_go_on(tmp_path: Path, database_url: st
     database = Database(database_url)
     with database.write() as connection:
         config.attributes["connection"] = connection
-        command.downgrade(config, "-1")
+        command.downgrade(config, "0002")
     request = model_pb2.FineTuneRequest(model_id="m", task="recommendation", dataset="datasets/shop")
     quick = recommendation.Config(algorithm=recommendation.ALGORITHM_POPULARITY)
     fields.resolve(quick)

@@ -20,7 +20,7 @@ from luthier.tasks.recommendation.v1 import recommendation_pb2 as recommendation
 from luthier.tasks.recommendation.v1 import recommendation_pb2_grpc as recommendation_grpc
 from luthier.v1 import model_pb2, model_pb2_grpc
 from scrapes import parsed, text_at, value, wait_for_lines
-from support import Server, create_dataset, fine_tune, interactions, serving
+from support import LONG, Server, children, create_dataset, fine_tune, interactions, serving, until_training
 
 EASE = recommendation.Config(algorithm=recommendation.ALGORITHM_EASE, regularization=10)
 REQUEST = recommendation.RecommendRequest(model="shop", instances=[recommendation.Instance(user="u1")])
@@ -120,6 +120,19 @@ def test_a_port_that_another_server_shares_is_still_taken(tmp_path: Path) -> Non
         )
         assert second.returncode == 1
         assert f"cannot listen on {server.address}" in second.stderr
+
+
+def test_settings_are_in_no_arguments(tmp_path: Path) -> None:
+    with serving(tmp_path, "--processes", "2") as server:
+        create_dataset(server, "shop", "recommendation", {"_": interactions(tmp_path / "shop.csv")})
+        asked = model_pb2.FineTuneRequest(model_id="long", task="recommendation", dataset="datasets/shop")
+        asked.config.Pack(LONG)
+        operation = server.stub(model_pb2_grpc.ModelServiceStub).FineTune(asked)
+        until_training(server, operation)
+        lines = [Path(f"/proc/{child}/cmdline").read_bytes() for child in children(server.process.pid)]
+        assert {b"luthier.replica", b"luthier.worker", b"luthier.worker.trainer"} <= set(b"\0".join(lines).split(b"\0"))
+        # The URL of the database may have a password in it.
+        assert not any(b"database_url" in line for line in lines)
 
 
 def test_each_process_shows_its_own_metrics(tmp_path: Path) -> None:

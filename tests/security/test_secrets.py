@@ -202,24 +202,6 @@ def test_a_database_that_lets_nobody_in(tmp_path: Path, url: str, said: str) -> 
     check_told(done.stderr + done.stdout, tmp_path / "elsewhere")
 
 
-def test_settings_are_no_arguments_of_workers(tmp_path: Path) -> None:
-    """All of a machine see the arguments of its processes."""
-    url = f"sqlite:///{tmp_path / 'luthier.db'}?timeout=30"
-    script = (
-        "import os, sys; from luthier.settings import Settings, handed, taken\n"
-        "os.environ.update(handed(Settings(home='.', database_url='sqlite:///a-secret.db')))\n"
-        "assert taken().database_url == 'sqlite:///a-secret.db'\n"
-        "assert not [v for v in os.environ.values() if 'a-secret' in v]\n"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
-    with serving(tmp_path, "--processes", "2", LUTHIER_DATABASE_URL=url) as server:
-        create_dataset(server, "shop", "recommendation", {"_": interactions(tmp_path / "a.csv")})
-        children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
-        assert children
-        for child in children:
-            assert b"luthier.db" not in Path(f"/proc/{child}/cmdline").read_bytes()
-
-
 def test_a_thread_that_ends_by_an_error_is_logged_without_secrets() -> None:
     script = (
         "import os, threading; from luthier import logs; logs.configure()\n"

@@ -14,13 +14,16 @@ from rich.console import Console, RenderableType
 
 import luthier_client
 from luthier.v1 import (
+    access_pb2,
     base_pb2,
     batch_prediction_pb2,
     dataset_pb2,
     evaluation_pb2,
     model_pb2,
+    monitoring_pb2,
     operation_pb2,
     prediction_pb2,
+    rollout_pb2,
     task_pb2,
 )
 from luthier.v1.dataset_pb2 import DataProblem, Split
@@ -189,7 +192,19 @@ def test_values(value: object, text: str) -> None:
     assert output.text(value) == text
 
 
-API = (task_pb2, base_pb2, dataset_pb2, model_pb2, evaluation_pb2, prediction_pb2, batch_prediction_pb2, operation_pb2)
+API = (
+    access_pb2,
+    task_pb2,
+    base_pb2,
+    dataset_pb2,
+    model_pb2,
+    evaluation_pb2,
+    monitoring_pb2,
+    prediction_pb2,
+    batch_prediction_pb2,
+    operation_pb2,
+    rollout_pb2,
+)
 ROOT = Path(luthier_client.__file__).parent
 OF_THE_SDK = {"close", "upload", "resolve_version", "stream_predict", "wait_operation"}
 """What the command line does by other means, or within others of its commands."""

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from google.protobuf import empty_pb2
 
+from luthier.access.audit import Audit
 from luthier.database import Database, operations
 from luthier.errors import NotFound
 from luthier.housekeeping import DAY_S, Housekeeping
+from luthier.journal import Entry, Journal, new_id
 from luthier.operations import Operations
 from luthier.registry import Registry
 from luthier.store import Store, publish
@@ -28,7 +31,9 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def housekeeping(database: Database, store: Store) -> Housekeeping:
-    return Housekeeping(Registry(database), Operations(database), store, keep_operations_days=30)
+    return Housekeeping(
+        Registry(database), Operations(database), store, Audit(database), Journal(database), keep_operations_days=30
+    )
 
 
 def made(path: Path, days_old: float = 2) -> Path:
@@ -106,8 +111,31 @@ def test_they_are_kept_for_good_where_that_is_asked(database: Database, store: S
     queue = Operations(database)
     id = queue.submit(KIND, "datasets/x", dataset_pb2.CreateDatasetRequest()).name.partition("/")[2]
     queue.cancel(id)
-    Housekeeping(Registry(database), queue, store, keep_operations_days=0).keep(time.time() + 1000 * DAY_S)
+    Housekeeping(Registry(database), queue, store, Audit(database), Journal(database), keep_operations_days=0).keep(
+        time.time() + 1000 * DAY_S
+    )
     assert queue.get(id).done
+
+
+def test_predictions_are_kept_for_some_days_and_no_more_than_some(database: Database, store: Store) -> None:
+    journal = Journal(database)
+    for _ in range(5):
+        journal.offer(Entry(new_id(), "models/m/versions/1", "models/m/aliases/production", (), [empty_pb2.Empty()]))
+    journal.flush()
+    days = {"keep_operations_days": 0.0, "keep_predictions_days": 7.0}
+    house = Housekeeping(
+        Registry(database), Operations(database), store, Audit(database), journal, **days, most_predictions=3
+    )
+
+    def kept() -> int:
+        return len(journal.window("models/m/versions/1", 0, time.time() + 60, 10))
+
+    house.keep(time.time())
+    assert kept() == 3
+    house.keep(time.time() + 6 * DAY_S)
+    assert kept() == 3
+    house.keep(time.time() + 8 * DAY_S)
+    assert kept() == 0
 
 
 def test_uploads_are_kept_for_a_day(database: Database, store: Store, housekeeping: Housekeeping) -> None:

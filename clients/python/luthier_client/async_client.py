@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -14,6 +15,8 @@ from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.protobuf.message import Message
 
 from luthier.v1 import (
+    access_pb2,
+    access_pb2_grpc,
     base_pb2,
     base_pb2_grpc,
     batch_prediction_pb2,
@@ -24,10 +27,14 @@ from luthier.v1 import (
     evaluation_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
+    monitoring_pb2,
+    monitoring_pb2_grpc,
     operation_pb2,
     operation_pb2_grpc,
     prediction_pb2,
     prediction_pb2_grpc,
+    rollout_pb2,
+    rollout_pb2_grpc,
     task_pb2,
     task_pb2_grpc,
 )
@@ -35,7 +42,7 @@ from luthier.v1.prediction_pb2 import PredictResponse
 from luthier_client import channels, names, requests, transfer
 from luthier_client.errors import Unavailable, translated
 from luthier_client.operation import AsyncOperation
-from luthier_client.requests import Files, Instance, PathLike, Predictions, Rendered
+from luthier_client.requests import Files, Instance, Metadata, PathLike, Predictions, Rendered
 from luthier_client.schema import Schema
 
 R = TypeVar("R")
@@ -48,6 +55,10 @@ class AsyncClient:
     as well. `timeout` is the deadline of a single call in seconds; uploads, downloads and watches have none. Calls that
     find the server unavailable are tried again for a few seconds; no operation is started twice by that.
 
+    With `ca`, a PEM file of the authority that signed the server's certificate, the connection has TLS; `cert` and
+    `key` are the client's own, for a server that wants them. An address that begins with `https://` has TLS with the
+    authorities that everybody trusts. `token` goes along with every call, over TLS or to this machine alone.
+
     Every call raises a LuthierClientError where it does not succeed.
     """
 
@@ -55,22 +66,32 @@ class AsyncClient:
         self,
         address: str = "127.0.0.1:50051",
         *,
+        ca: PathLike | None = None,
+        cert: PathLike | None = None,
+        key: PathLike | None = None,
+        token: str = "",
         credentials: grpc.ChannelCredentials | None = None,
         timeout: float = 60.0,
     ) -> None:
-        self.channel = channels.connect_async(address, credentials)
+        """Raises ValueError for files that do not hold what they should, and for a token that others could read."""
+        target = channels.target(address, ca=ca, cert=cert, key=key, token=token, credentials=credentials)
+        self.channel = channels.connect_async(target)
         """For the stubs of a task's own service."""
         self.timeout = timeout
         # Reflection has no asyncio client: it is asked in a thread, on a channel that connects only for that.
-        self._reflection = channels.connect(address, credentials)
+        self._reflection = channels.connect(target)
         self.schema = Schema(self._reflection)
+        self._audit = access_pb2_grpc.AuditServiceStub(self.channel)
+        self._tokens = access_pb2_grpc.TokenServiceStub(self.channel)
         self._bases = base_pb2_grpc.BaseServiceStub(self.channel)
         self._datasets = dataset_pb2_grpc.DatasetServiceStub(self.channel)
         self._evaluations = evaluation_pb2_grpc.EvaluationServiceStub(self.channel)
         self._batch_predictions = batch_prediction_pb2_grpc.BatchPredictionServiceStub(self.channel)
         self._models = model_pb2_grpc.ModelServiceStub(self.channel)
+        self._monitoring = monitoring_pb2_grpc.MonitoringServiceStub(self.channel)
         self._operations = operations_pb2_grpc.OperationsStub(self.channel)
         self._predictions = prediction_pb2_grpc.PredictionServiceStub(self.channel)
+        self._rollouts = rollout_pb2_grpc.RolloutServiceStub(self.channel)
         self._tasks = task_pb2_grpc.TaskServiceStub(self.channel)
         self.operation_stub = operation_pb2_grpc.OperationServiceStub(self.channel)
 
@@ -296,6 +317,44 @@ class AsyncClient:
         )
         return AsyncOperation(self, await self._call(self._models.FineTune, request))
 
+    async def fine_tune_from_feedback(
+        self,
+        model: str,
+        *,
+        dataset_id: str = "",
+        since: datetime | None = None,
+        until: datetime | None = None,
+        feedback_only: bool = False,
+        config: Message | Mapping[str, Any] | None = None,
+        seed: int = 0,
+        parity_tolerance: float | None = None,
+        int8: bool = False,
+        int8_tolerance: float | None = None,
+    ) -> AsyncOperation[model_pb2.ModelVersion]:
+        """Tunes a version further on its live predictions whose labels came back, and publishes the next version.
+
+        They become a version of the data set `dataset_id` (`{model}-feedback` where that is empty), joined with what
+        the version was tuned on unless it is to be `feedback_only`. `since` and `until` bound the time; without them
+        all count since the version was published. The config is the version's own where none is given.
+        """
+        config_type = ""
+        if isinstance(config, Mapping):
+            config_type = (await self.get_task((await self.get_model(model)).task)).config_type
+        await self._learn([config_type])
+        request = requests.fine_tune_from_feedback(
+            model,
+            dataset_id=dataset_id,
+            since=since,
+            until=until,
+            feedback_only=feedback_only,
+            config=None if config is None else self.schema.pack(config, config_type, "config"),
+            seed=seed,
+            parity_tolerance=parity_tolerance,
+            int8=int8,
+            int8_tolerance=int8_tolerance,
+        )
+        return AsyncOperation(self, await self._call(self._models.FineTuneFromFeedback, request))
+
     async def get_model(self, model: str) -> model_pb2.Model:
         """A model with its aliases and its newest version."""
         return await self._call(self._models.GetModel, model_pb2.GetModelRequest(name=names.parent(model)))
@@ -329,9 +388,13 @@ class AsyncClient:
             self._models.DeleteModelVersion, model_pb2.DeleteModelVersionRequest(name=names.model(version))
         )
 
-    async def set_alias(self, model: str, alias: str, version: int) -> model_pb2.Alias:
+    async def set_alias(
+        self, model: str, alias: str, version: int, recording: model_pb2.Recording | None = None
+    ) -> model_pb2.Alias:
         """Points an alias of a model at a version: promotes, or rolls back."""
-        request = model_pb2.SetAliasRequest(name=names.alias(model, alias), model_version=names.version(model, version))
+        request = model_pb2.SetAliasRequest(
+            name=names.alias(model, alias), model_version=names.version(model, version), recording=recording
+        )
         return await self._call(self._models.SetAlias, request)
 
     async def delete_alias(self, model: str, alias: str) -> None:
@@ -377,6 +440,19 @@ class AsyncClient:
                 file.write(message.chunk)
         return Path(path)
 
+    # Watching what is live.
+
+    async def get_drift(
+        self, model: str, *, window: timedelta = timedelta(days=1), end: datetime | None = None
+    ) -> monitoring_pb2.Drift:
+        """Compares the live predictions of a window, which ends now where no end is given, with the test part's."""
+        return await self._call(self._monitoring.GetDrift, requests.drift(model, window, end))
+
+    def list_drift_windows(self, model: str) -> AsyncIterator[monitoring_pb2.Drift]:
+        """What the server found by itself, newest first, with the features that moved."""
+        request = monitoring_pb2.ListDriftWindowsRequest(model=names.model(model))
+        return self._pages(self._monitoring.ListDriftWindows, request, "windows")
+
     # Batch predictions.
 
     async def batch_predict(
@@ -397,6 +473,56 @@ class AsyncClient:
             async for message in self._batch_predictions.DownloadPredictions(request):
                 file.write(message.chunk)
         return Path(path)
+
+    # Rollouts.
+
+    async def start_rollout(
+        self,
+        model: str,
+        candidate: int | None,
+        *,
+        percent: float = 0.0,
+        shadows: Sequence[int] = (),
+        rule: rollout_pb2.RolloutRule | None = None,
+        recording: model_pb2.Recording | None = None,
+    ) -> rollout_pb2.Rollout:
+        """Tries a version beside the one that `beer` or `beer@alias` names: it answers so many percent of the calls.
+
+        Feedback decides, by `rule`; see `record_feedback`. Shadows predict for the same calls without being heard.
+        """
+        request = requests.start_rollout(model, candidate, percent, shadows, rule, recording)
+        return await self._call(self._rollouts.StartRollout, request)
+
+    async def get_rollout(self, rollout: str) -> rollout_pb2.Rollout:
+        """A rollout with the figures of both sides."""
+        request = rollout_pb2.GetRolloutRequest(name=names.resource("rollouts", rollout))
+        return await self._call(self._rollouts.GetRollout, request)
+
+    def list_rollouts(self, model: str = "") -> AsyncIterator[rollout_pb2.Rollout]:
+        """Rollouts, newest first, without figures: all, or those of a model."""
+        request = rollout_pb2.ListRolloutsRequest(model=names.parent(model) if model else "")
+        return self._pages(self._rollouts.ListRollouts, request, "rollouts")
+
+    async def update_rollout(
+        self, rollout: str, *, percent: float | None = None, paused: bool | None = None
+    ) -> rollout_pb2.Rollout:
+        """Changes the candidate's share of the calls, pauses a rollout, or has it go on."""
+        name = names.resource("rollouts", rollout)
+        request = rollout_pb2.UpdateRolloutRequest(name=name, percent=percent, paused=paused)
+        return await self._call(self._rollouts.UpdateRollout, request)
+
+    async def stop_rollout(self, rollout: str, *, promote: bool, reason: str = "") -> rollout_pb2.Rollout:
+        """Ends a rollout: the alias goes to the candidate, or stays where it is."""
+        request = requests.stop_rollout(rollout, promote=promote, reason=reason)
+        return await self._call(self._rollouts.StopRollout, request)
+
+    async def watch_rollout(self, rollout: str, after: int = 0) -> AsyncIterator[rollout_pb2.RolloutEvent]:
+        """The events of a rollout behind a sequence number, as they come, until it is over."""
+        name = names.resource("rollouts", rollout)
+        with translated():
+            request = rollout_pb2.WatchRolloutRequest(name=name, after_sequence=after)
+            async for event in self._rollouts.WatchRollout(request):
+                yield event
 
     # Operations.
 
@@ -437,20 +563,67 @@ class AsyncClient:
         request = operations_pb2.DeleteOperationRequest(name=names.resource("operations", operation))
         await self._call(self._operations.DeleteOperation, request)
 
+    # Tokens, and who changed what: for administrators.
+
+    async def create_token(
+        self,
+        principal: str,
+        *,
+        role: access_pb2.Role.ValueType,
+        models: Sequence[str] = (),
+        datasets: Sequence[str] = (),
+        expire_time: datetime | None = None,
+    ) -> access_pb2.CreateTokenResponse:
+        """Makes a static token; its `secret` is in this answer and nowhere else.
+
+        `models` and `datasets` are ids or patterns such as `shop-*`; none: all. `expire_time` has a time zone.
+        """
+        request = requests.create_token(principal, role=role, models=models, datasets=datasets, expire_time=expire_time)
+        return await self._call(self._tokens.CreateToken, request)
+
+    def list_tokens(self) -> AsyncIterator[access_pb2.Token]:
+        """All tokens without their secrets, newest first."""
+        return self._pages(self._tokens.ListTokens, access_pb2.ListTokensRequest(), "tokens")
+
+    async def revoke_token(self, token: str) -> access_pb2.Token:
+        """Ends a token."""
+        request = access_pb2.RevokeTokenRequest(name=names.resource("tokens", token))
+        return await self._call(self._tokens.RevokeToken, request)
+
+    def list_audit_entries(
+        self, *, principal: str = "", method: str = "", resource: str = "", start_time: datetime | None = None
+    ) -> AsyncIterator[access_pb2.AuditEntry]:
+        """Calls that changed something, or were to, newest first: all, or of a principal, a method, a resource."""
+        request = requests.list_audit_entries(
+            principal=principal, method=method, resource=resource, start_time=start_time
+        )
+        return self._pages(self._audit.ListAuditEntries, request, "audit_entries")
+
     # Predictions.
 
     async def predict(
-        self, model: str, instances: Sequence[Instance], *, method: str = "", timeout: float | None = None
+        self,
+        model: str,
+        instances: Sequence[Instance],
+        *,
+        method: str = "",
+        timeout: float | None = None,
+        key: str = "",
+        record: str = "",
     ) -> Predictions:
         """Predicts for instances: messages of an instance type of the model's task, or their fields.
 
-        Fields alone are taken for those of `method`, the task's first one where it is empty.
+        Fields alone are taken for those of `method`, the task's first one where it is empty. `key` says whom the call
+        is for: it stays with one side of a rollout. `record` is `off` where nothing may be kept of the call, or
+        `predictions` where its inputs may not.
         """
         task_method = await self._method(model, method) if requests.needs_method(instances) else None
         if task_method:
             await self._learn([task_method.instance_type])
         request = requests.predict(model, instances, task_method, self.schema)
-        return await self._predictions_of(await self._call(self._predictions.Predict, request, timeout))
+        return await self._predictions_of(
+            await self._call(self._predictions.Predict, request, timeout, requests.metadata(key, record))
+        )
 
     async def stream_predict(self, model: str, batches: AsyncIterable[Sequence[Message]]) -> AsyncIterator[Predictions]:
         """Predicts for each batch of messages, in order, over one stream."""
@@ -470,7 +643,23 @@ class AsyncClient:
         response: prediction_pb2.RenderResponse = await self._call(self._predictions.Render, request, timeout)
         await self._learn([response.prediction.TypeName()])
         prediction = self.schema.unpack(response.prediction)
-        return Rendered(prediction, response.model_version, response.picture, response.media_type)
+        return Rendered(
+            prediction, response.model_version, response.picture, response.media_type, response.prediction_id
+        )
+
+    async def record_feedback(
+        self, model: str, prediction_id: str, labels: Sequence[Instance], *, index: int = 0
+    ) -> prediction_pb2.RecordFeedbackResponse:
+        """Says what was true for a prediction: `prediction_id` is that of the answer, `index` the instance's place.
+
+        `labels` are messages of the task's example type, or their fields, without the inputs.
+        """
+        example = ""
+        if requests.needs_method(labels):
+            example = (await self.get_task((await self.get_model(model)).task)).example_type
+            await self._learn([example])
+        request = requests.record_feedback(prediction_id, index, labels, example, self.schema)
+        return await self._call(self._predictions.RecordFeedback, request)
 
     async def _method(self, model: str, name: str) -> task_pb2.TaskMethod:
         return requests.find_method(await self.get_task((await self.get_model(model)).task), name)
@@ -484,9 +673,15 @@ class AsyncClient:
         for name in {name for name in full_names if name and not self.schema.knows(name)}:
             await asyncio.to_thread(self.schema.message_class, name)
 
-    async def _call(self, method: Callable[..., Awaitable[R]], request: Message, timeout: float | None = None) -> R:
+    async def _call(
+        self,
+        method: Callable[..., Awaitable[R]],
+        request: Message,
+        timeout: float | None = None,
+        metadata: Metadata = (),
+    ) -> R:
         with translated():
-            return await method(request, timeout=self.timeout if timeout is None else timeout)
+            return await method(request, timeout=self.timeout if timeout is None else timeout, metadata=metadata)
 
     async def _pages(self, method: Callable[..., Any], request: Any, field: str) -> AsyncIterator[Any]:
         """The entries of all pages."""

@@ -12,6 +12,7 @@
     ├── DeadlineExceeded      also a TimeoutError
     ├── Unavailable           a retry may succeed
     │   └── Unreachable       nobody answers at the address
+    │       └── Untrusted     somebody does, whose certificate proves nothing to this client
     ├── DataLoss
     ├── Unimplemented
     └── OperationFailed       an operation ended in the error that is its `__cause__`
@@ -134,6 +135,10 @@ class Unreachable(Unavailable):
     """No Luthier server answers at the address."""
 
 
+class Untrusted(Unreachable):
+    """Somebody answers at the address, and does not prove to be the server that is meant."""
+
+
 class DataLoss(LuthierClientError):
     """Bytes are not the ones that were sent or stored."""
 
@@ -221,8 +226,34 @@ def from_rpc(error: Any) -> LuthierClientError:
         return from_status(status)
     if error.code() is grpc.StatusCode.UNAVAILABLE:
         # Every error of a Luthier server has details; this one was made by the transport.
-        return Unreachable(error.details() or "the server cannot be reached")
+        return _unreachable(error.details() or "the server cannot be reached")
     return from_status(status_pb2.Status(code=error.code().value[0], message=error.details() or ""))
+
+
+_UNTRUSTED = (
+    ("Hostname Verification Check failed", "the server's certificate is not for this address"),
+    ("certificate has expired", "the server's certificate has expired"),
+    ("certificate is not yet valid", "the server's certificate is not valid yet"),
+    (
+        "CERTIFICATE_VERIFY_FAILED",
+        "the server's certificate was signed by none of the authorities that this client trusts; is it the right CA?",
+    ),
+)
+_UNFIT = (
+    ("WRONG_VERSION_NUMBER", "the server speaks no TLS"),
+    (
+        "failed to connect to all addresses; last error: UNAVAILABLE",
+        "the server ended the connection before it answered; it may want TLS, or a certificate of the client",
+    ),
+)
+
+
+def _unreachable(details: str) -> Unreachable:
+    """What gRPC's words mean, as far as they are about TLS."""
+    for found, said in _UNTRUSTED:
+        if found in details:
+            return Untrusted(said)
+    return Unreachable(next((said for found, said in _UNFIT if found in details), details))
 
 
 @contextmanager

@@ -13,6 +13,8 @@ def main() -> None:
     if sys.argv[1:2] and sys.argv[1] in server.PROGRAMS:
         # Before anything else is imported: a server should be up at once.
         sys.exit(server.become(sys.argv[1], sys.argv[2:]))
+    # What gRPC says of a handshake that failed is said again, readably, by the command.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from luthier_client.cli.app import app
 
     try:

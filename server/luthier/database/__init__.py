@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.pool import ConnectionPoolEntry
 
-HEAD = "0003"
+HEAD = "0006"
 """The newest migration; a test compares it with the migrations there are."""
 _MIGRATION = 0x1A711E5
 """The number of the lock under which PostgreSQL is migrated."""
@@ -27,6 +27,9 @@ uploads = sa.Table(
     sa.Column("size_bytes", sa.BigInteger, nullable=False),
     sa.Column("sha256", sa.String, nullable=False),
     sa.Column("create_time", sa.Double, nullable=False),
+    # Whose it is; empty where nobody was asked who they are.
+    sa.Column("principal", sa.String, nullable=False, server_default=""),
+    sa.Index("uploads_by_principal", "principal"),
 )
 
 datasets = sa.Table(
@@ -47,7 +50,10 @@ dataset_versions = sa.Table(
     sa.Column("digest", sa.String, nullable=False, index=True),
     # A serialised luthier.v1.DatasetVersion.
     sa.Column("record", sa.LargeBinary, nullable=False),
+    sa.Column("principal", sa.String, nullable=False, server_default=""),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False, server_default="0"),
     sa.UniqueConstraint("dataset", "digest"),
+    sa.Index("dataset_versions_by_principal", "principal"),
 )
 
 models = sa.Table(
@@ -77,6 +83,8 @@ aliases = sa.Table(
     sa.Column("model", sa.String, primary_key=True),
     sa.Column("alias", sa.String, primary_key=True),
     sa.Column("number", sa.Integer, nullable=False),
+    # A serialised luthier.v1.Recording; NULL: nothing is kept.
+    sa.Column("recording", sa.LargeBinary),
     sa.ForeignKeyConstraint(["model", "number"], ["model_versions.model", "model_versions.number"], ondelete="CASCADE"),
 )
 
@@ -133,7 +141,9 @@ operations = sa.Table(
     sa.Column("error", sa.LargeBinary),
     sa.Column("create_time", sa.Double, nullable=False),
     sa.Column("update_time", sa.Double, nullable=False),
+    sa.Column("principal", sa.String, nullable=False, server_default=""),
     sa.Index("operations_by_state", "state", "create_time"),
+    sa.Index("operations_by_principal", "principal"),
 )
 
 events = sa.Table(
@@ -145,10 +155,128 @@ events = sa.Table(
     sa.Column("record", sa.LargeBinary, nullable=False),
 )
 
+tokens = sa.Table(
+    "tokens",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("principal", sa.String, nullable=False),
+    # SHA-256 of the secret, which nobody keeps.
+    sa.Column("digest", sa.LargeBinary, nullable=False),
+    # Number of a luthier.v1.Role.
+    sa.Column("role", sa.Integer, nullable=False),
+    # Patterns, with a space between them.
+    sa.Column("models", sa.String, nullable=False),
+    sa.Column("datasets", sa.String, nullable=False),
+    sa.Column("create_time", sa.Double, nullable=False),
+    sa.Column("expire_time", sa.Double),
+    # The row stays, for the list.
+    sa.Column("revoke_time", sa.Double),
+    sa.Column("last_use_time", sa.Double),
+)
+
+audit = sa.Table(
+    "audit",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("time", sa.Double, nullable=False, index=True),
+    sa.Column("principal", sa.String, nullable=False),
+    sa.Column("method", sa.String, nullable=False),
+    sa.Column("resource", sa.String, nullable=False),
+    # Name of a gRPC status, or STARTED.
+    sa.Column("code", sa.String, nullable=False),
+    sa.Column("request_id", sa.String, nullable=False),
+    sa.Column("peer", sa.String, nullable=False),
+)
+
+rollouts = sa.Table(
+    "rollouts",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("model", sa.String, sa.ForeignKey("models.id", ondelete="CASCADE"), nullable=False, index=True),
+    sa.Column("alias", sa.String, nullable=False),
+    # `model@alias` as long as it lasts: an alias has one at a time.
+    sa.Column("holds", sa.String, unique=True),
+    # Number of luthier.v1.Rollout.State.
+    sa.Column("state", sa.Integer, nullable=False),
+    # How many looks at the labels were taken, and what the next one needs.
+    sa.Column("looks", sa.Integer, nullable=False),
+    sa.Column("next_look", sa.Integer, nullable=False),
+    sa.Column("last_sequence", sa.Integer, nullable=False),
+    sa.Column("create_time", sa.Double, nullable=False, index=True),
+    # A serialised luthier.v1.Rollout without sides.
+    sa.Column("record", sa.LargeBinary, nullable=False),
+)
+
+rollout_events = sa.Table(
+    "rollout_events",
+    metadata,
+    sa.Column("rollout", sa.String, sa.ForeignKey("rollouts.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("sequence", sa.Integer, primary_key=True),
+    # A serialised luthier.v1.RolloutEvent.
+    sa.Column("record", sa.LargeBinary, nullable=False),
+)
+
+rollout_calls = sa.Table(
+    "rollout_calls",
+    metadata,
+    sa.Column("rollout", sa.String, sa.ForeignKey("rollouts.id", ondelete="CASCADE"), primary_key=True),
+    # `models/{model}/versions/{number}`.
+    sa.Column("version", sa.String, primary_key=True),
+    sa.Column("calls", sa.BigInteger, nullable=False),
+    sa.Column("errors", sa.BigInteger, nullable=False),
+    sa.Column("seconds", sa.Double, nullable=False),
+)
+
+predictions = sa.Table(
+    "predictions",
+    metadata,
+    # Of the call; `index` is the instance's place in it. Shadows have rows beside the answer's.
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("index", sa.Integer, primary_key=True),
+    # `models/{model}/versions/{number}`.
+    sa.Column("version", sa.String, primary_key=True),
+    sa.Column("alias", sa.String, nullable=False),
+    # The rollout that it was made in; empty: none.
+    sa.Column("rollout", sa.String, nullable=False),
+    # Stands for the caller's key within the rollout; empty: none was given.
+    sa.Column("caller", sa.String, nullable=False),
+    sa.Column("create_time", sa.Double, nullable=False, index=True),
+    # Serialised messages of the task in google.protobuf.Any.
+    sa.Column("instance", sa.LargeBinary),
+    sa.Column("prediction", sa.LargeBinary, nullable=False),
+    # A serialised luthier.v1.RecordFeedbackRequest with nothing but labels, and the task's primary metric by them.
+    sa.Column("labels", sa.LargeBinary),
+    sa.Column("value", sa.Double),
+    sa.Index("predictions_by_version", "version", "create_time"),
+    # Few of many have labels.
+    sa.Index(
+        "predictions_with_labels",
+        "rollout",
+        "version",
+        "create_time",
+        sqlite_where=sa.text("labels IS NOT NULL"),
+        postgresql_where=sa.text("labels IS NOT NULL"),
+    ),
+)
+
+drift_windows = sa.Table(
+    "drift_windows",
+    metadata,
+    sa.Column("model", sa.String, primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    # Windows end at whole intervals: of several servers the first to insert one looks at it.
+    sa.Column("end_time", sa.Double, primary_key=True),
+    # Number of luthier.v1.Drift.Verdict; 0 until it has been looked at.
+    sa.Column("verdict", sa.Integer, nullable=False),
+    # A serialised luthier.v1.Drift.
+    sa.Column("record", sa.LargeBinary, nullable=False),
+    sa.ForeignKeyConstraint(["model", "number"], ["model_versions.model", "model_versions.number"], ondelete="CASCADE"),
+)
+
 revisions = sa.Table(
     "revisions",
     metadata,
-    # `models` or `operations`: what changed.
+    # `models`, `operations` or `tokens`: what changed.
     sa.Column("name", sa.String, primary_key=True),
     sa.Column("value", sa.BigInteger, nullable=False),
 )

@@ -18,6 +18,8 @@ from luthier.task import Task
 
 Arrays = Mapping[str, np.ndarray]
 Predict = Callable[[Sequence[Message], Caller], Sequence[Message]]
+Seen = Callable[[Sequence[Message], Sequence[Message]], None]
+"""Is told the messages behind tensors: instances and predictions."""
 Compute = Callable[[Arrays, Sequence[str], Caller], Arrays]
 
 
@@ -29,7 +31,9 @@ class Face(Protocol):
     inputs: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
 
-    def infer(self, arrays: Arrays, wanted: Sequence[str], caller: Caller = ANYBODY) -> Arrays:
+    def infer(
+        self, arrays: Arrays, wanted: Sequence[str], caller: Caller = ANYBODY, seen: Seen | None = None
+    ) -> Arrays:
         """The wanted outputs; raises InvalidArgument where the inputs cannot be computed."""
 
 
@@ -43,7 +47,9 @@ class GraphFace:
         self.inputs: Mapping[str, Tensor] = by_name(predictor.inputs)
         self.outputs: Mapping[str, Tensor] = by_name(predictor.outputs)
 
-    def infer(self, arrays: Arrays, wanted: Sequence[str], caller: Caller = ANYBODY) -> Arrays:
+    def infer(
+        self, arrays: Arrays, wanted: Sequence[str], caller: Caller = ANYBODY, seen: Seen | None = None
+    ) -> Arrays:
         """Runs the graph."""
         return self._compute(arrays, wanted, caller)
 
@@ -60,7 +66,7 @@ class InstancesFace:
     def __init__(self, task: Task, predict: Predict) -> None:
         self.platform = f"luthier_{task.id}"
         method = task.methods[0]
-        self._instance = method.instance
+        self.instance = method.instance
         self._predict = predict
         self.inputs: Mapping[str, Tensor] = by_name(
             t for f in method.instance.DESCRIPTOR.fields if (t := _tensor(f, optional=True))
@@ -68,16 +74,21 @@ class InstancesFace:
         plain = [f for f in method.prediction.DESCRIPTOR.fields if not f.is_repeated and f.name != self.WHOLE.name]
         self.outputs: Mapping[str, Tensor] = by_name([*(t for f in plain if (t := _tensor(f))), self.WHOLE])
 
-    def infer(self, arrays: Arrays, wanted: Sequence[str], caller: Caller = ANYBODY) -> Arrays:
+    def infer(
+        self, arrays: Arrays, wanted: Sequence[str], caller: Caller = ANYBODY, seen: Seen | None = None
+    ) -> Arrays:
         """Predicts by way of the codec."""
-        predictions = self._predict(self._instances(arrays), caller)
+        instances = self._instances(arrays)
+        predictions = self._predict(instances, caller)
+        if seen is not None:
+            seen(instances, predictions)
         return {name: _column(predictions, self.outputs[name]) for name in wanted}
 
     def _instances(self, arrays: Arrays) -> list[Message]:
-        fields = self._instance.DESCRIPTOR.fields_by_name
+        fields = self.instance.DESCRIPTOR.fields_by_name
         if not arrays:
             raise InvalidArgument({"inputs": f"there are none; give some of {', '.join(self.inputs)}"})
-        instances = [self._instance() for _ in next(iter(arrays.values()))]
+        instances = [self.instance() for _ in next(iter(arrays.values()))]
         violations = {}
         for name, array in arrays.items():
             text = fields[name].type == FieldDescriptor.TYPE_STRING

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import structlog
@@ -21,6 +21,7 @@ from luthier.inference.served import Served
 from luthier.names import ModelReference
 from luthier.plugins import Plugins
 from luthier.registry import Registry
+from luthier.rollouts import Policy, Split
 from luthier.store import Store
 from luthier.telemetry.meters import Meters
 from luthier.v1.model_pb2 import ModelVersion
@@ -38,6 +39,7 @@ class _Snapshot:
     revision: int
     aliases: Mapping[tuple[str, str], Key | LuthierError]
     versions: Mapping[Key, ModelVersion]
+    policies: Mapping[tuple[str, str], Policy] = field(default_factory=dict)
 
     def key(self, wanted: ModelReference) -> Key:
         """The version that a name means; raises NotFound, or why an alias has none that can be served."""
@@ -71,12 +73,14 @@ class ModelPool:
         device: str,
         most_waiting: int,
         memory_mb: int = 0,
+        policies: Callable[[], Mapping[tuple[str, str], Policy]] = dict,
     ) -> None:
-        """`memory_mb` is for all that the process holds; 0: no limit.
+        """`memory_mb` is for all that the process holds; 0: no limit. `policies` reads those of the database.
 
         Raises FailedPrecondition where no model could compute on the device, or memory is short without any.
         """
         self._registry = registry
+        self._policies = policies
         self._threads = cores.threads
         self._budget = memory_mb * 2**20
         opener = Opener(store, plugins, meters, device, partial(Served, cores=cores, most_waiting=most_waiting))
@@ -100,6 +104,10 @@ class ModelPool:
 
         Raises NotFound, or why it cannot be served.
         """
+        return self.route(name)[0]
+
+    def route(self, name: str) -> tuple[Served, Policy | None]:
+        """The same, with what is special about the calls of the alias that the name means."""
         wanted = names.parse_model(name)
         key = self._find(wanted)
         found = self._residents.get(key)
@@ -110,7 +118,12 @@ class ModelPool:
                 # Asked again: an alias may have moved meanwhile.
                 found = self._load(self._snapshot.key(wanted), asked=bool(wanted.number))
         found.used = time.monotonic()
-        return found.served
+        policy = None if wanted.number else self._snapshot.policies.get((wanted.model, wanted.alias))
+        return found.served, policy
+
+    def splits(self) -> list[Split]:
+        """The rollouts under way."""
+        return [policy.split for policy in self._snapshot.policies.values() if policy.split]
 
     def load(self, name: str) -> Served:
         """Loads what a name as in `get` means now, also where it was unloaded or could not be loaded before.
@@ -170,12 +183,14 @@ class ModelPool:
         """
         with self._loading:
             revision, pointers, versions = self._registry.served()
+            policies = self._policies()
             former = self._snapshot.aliases
             targets: dict[tuple[str, str], Key] = {alias: (alias[0], number) for alias, number in pointers.items()}
             moved = {target for alias, target in targets.items() if former.get(alias) != target}
             self._unloaded = (self._unloaded & versions.keys()) - moved
             self._failed.clear()
-            failed = self._load_ahead(targets, versions)
+            beside = _beside(policies.values()) & versions.keys()
+            failed = self._load_ahead(targets, beside, versions)
             for key, error in failed.items():
                 log.error("version cannot be served", version=versions[key].name, why=error.message)
                 _bare(error)
@@ -185,7 +200,8 @@ class ModelPool:
                 # What cannot be loaded leaves its alias where it was.
                 stays = before if isinstance(before, tuple) else failed.get(target, target)
                 aliases[alias] = stays if target in failed else target
-            self._snapshot = _Snapshot(revision, aliases, versions)
+            settled = {alias: _settled(policy, failed) for alias, policy in policies.items()}
+            self._snapshot = _Snapshot(revision, aliases, versions, settled)
             self._tidy()
             if away := [error for error in failed.values() if isinstance(error, StoreUnavailable)]:
                 raise away[0]
@@ -234,11 +250,13 @@ class ModelPool:
         return found
 
     def _load_ahead(
-        self, targets: Mapping[tuple[str, str], Key], versions: Mapping[Key, ModelVersion]
+        self, targets: Mapping[tuple[str, str], Key], beside: set[Key], versions: Mapping[Key, ModelVersion]
     ) -> dict[Key, LuthierError]:
-        """Loads what aliases point at: all of it, or with a budget what takes the place of a model in memory, and of
-        the rest the newest, as long as nothing has to go for them. Returns what could not be loaded, and why."""
-        missing = {key for key in targets.values() if self._residents.get(key) is None} - self._unloaded
+        """Loads what aliases point at and what rollouts put beside: all of it, or with a budget what takes the place of
+        a model in memory, and of the rest the newest, as long as nothing has to go for them. Returns what could not be
+        loaded, and why."""
+        wanted = beside.union(targets.values())
+        missing = {key for key in wanted if self._residents.get(key) is None} - self._unloaded
         if not self._budget:
             return self._residents.load_together({key: versions[key] for key in missing})
         replaced: dict[Key, set[Key]] = {}
@@ -262,7 +280,7 @@ class ModelPool:
 
     def _tidy(self) -> None:
         aliased = {key for key in self._snapshot.aliases.values() if isinstance(key, tuple)}
-        self._residents.keep_only(aliased, self._snapshot.versions)
+        self._residents.keep_only(aliased | _beside(self._snapshot.policies.values()), self._snapshot.versions)
 
     def _watch(self) -> None:
         """Keeps to the budget between loads: calls take memory too, some of which a session keeps."""
@@ -273,6 +291,27 @@ class ModelPool:
             if not is_within and not told:
                 log.warning("over the memory budget", memory_mb=memory.resident_bytes() // 2**20)
             told = not is_within
+
+
+def _beside(policies: Iterable[Policy]) -> set[Key]:
+    """The versions that rollouts need beside those that aliases name."""
+    splits = [policy.split for policy in policies if policy.split]
+    candidates = {split.candidate for split in splits if split.candidate}
+    return candidates.union(*(split.shadows for split in splits))
+
+
+def _settled(policy: Policy, failed: Mapping[Key, LuthierError]) -> Policy:
+    """The policy without the versions that could not be loaded."""
+    split = policy.split
+    if split is None or not ({split.candidate, *split.shadows} & failed.keys()):
+        return policy
+    shadows = tuple(key for key in split.shadows if key not in failed)
+    why = failed.get(split.candidate) if split.candidate else None
+    if why is None:
+        return replace(policy, split=replace(split, shadows=shadows))
+    # A store that is away for a moment says nothing about the version.
+    broken = None if isinstance(why, StoreUnavailable) else why
+    return replace(policy, split=replace(split, share=0.0, shadows=shadows, broken=broken))
 
 
 def _bare(error: LuthierError) -> LuthierError:

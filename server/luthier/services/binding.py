@@ -11,7 +11,7 @@ import grpc
 
 Behavior = Callable[[Any, grpc.ServicerContext], Any]
 
-_LONG = frozenset({"WaitOperation"})
+_LONG = frozenset({"WaitOperation", "RecordFeedback"})
 """Unary methods that may hold their thread as long as a stream does."""
 
 _KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")

@@ -140,6 +140,7 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
             violations["header.offset"] = "between 0 and the size of the file"
         if violations:
             raise InvalidArgument(violations)
+        self._registry.check_room(header.size_bytes)
         free = shutil.disk_usage(self._store.home).free
         if header.size_bytes - header.offset + FREE_BYTES > free:
             raise FailedPrecondition(f"the server's disk has no room for {header.size_bytes} bytes")

@@ -29,7 +29,8 @@ log = structlog.get_logger()
 
 CHANGES = re.compile(
     r"/(luthier\.v1|google\.longrunning|inference)\.\w+/"
-    r"(Create|Delete|Set|Upload|Pull|Import|FineTune|Evaluate|BatchPredict|Cancel|Pause|Resume|RepositoryModel)\w*"
+    r"(Create|Delete|Set|Upload|Pull|Import|FineTune|Evaluate|BatchPredict|Cancel|Pause|Resume|Revoke|RepositoryModel"
+    r"|StartRollout|UpdateRollout|StopRollout)\w*"
 )
 """Methods that change something. Each call of theirs is a line in the log, and is answered with its request id."""
 
@@ -116,7 +117,8 @@ class _Method:
             call.span.end(code)
         if self.changes:
             started = {"operation": response.name} if isinstance(response, operations_pb2.Operation) else {}
-            log.info("call", method=self.name, code=code, seconds=round(seconds, 6), **started)
+            by = {"principal": call.principal} if call.principal else {}
+            log.info("call", method=self.name, code=code, seconds=round(seconds, 6), **started, **by)
 
 
 def _unary(behavior: Behavior, method: _Method) -> Behavior:

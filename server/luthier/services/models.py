@@ -15,6 +15,7 @@ from luthier.errors import FailedPrecondition, InvalidArgument, NotFound
 from luthier.operations import Operations
 from luthier.plugins import Plugins
 from luthier.registry import Leftovers, Registry
+from luthier.rollouts import check_recording
 from luthier.store import Store
 from luthier.task import Task
 from luthier.v1 import model_pb2, model_pb2_grpc
@@ -48,15 +49,37 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
                 check(task, full)
             except InvalidArgument as error:
                 violations |= error.violations
-        if not 0 <= request.parity_tolerance <= 1:
-            violations["parity_tolerance"] = f"{request.parity_tolerance:g} is not between 0 and 1"
-        if not 0 <= request.quantization.tolerance <= 1:
-            violations["quantization.tolerance"] = f"{request.quantization.tolerance:g} is not between 0 and 1"
-        if not 0 <= request.seed < 2**32:
-            violations["seed"] = f"{request.seed} is not between 0 and 2**32 - 1"
+        violations |= _misfits(request)
         if violations:
             raise InvalidArgument(violations)
         return self._operations.submit(OperationMetadata.KIND_FINE_TUNE, f"models/{request.model_id}", request, full)
+
+    def FineTuneFromFeedback(
+        self, request: model_pb2.FineTuneFromFeedbackRequest, context: grpc.ServicerContext
+    ) -> operations_pb2.Operation:
+        """Pins the version and the time, fills in the defaults and queues it."""
+        kind = OperationMetadata.KIND_FINE_TUNE_FROM_FEEDBACK
+        if before := self._operations.repeated(kind, request):
+            return before
+        model, number = self._registry.resolve(request.model, "model")
+        version = self._registry.model_version(model, number)
+        full = model_pb2.FineTuneFromFeedbackRequest()
+        full.CopyFrom(request)
+        full.model, full.dataset_id = version.name, request.dataset_id or f"{model[:54]}-feedback"
+        if not request.HasField("since"):
+            full.since.CopyFrom(version.create_time)
+        if not request.HasField("until"):
+            full.until.GetCurrentTime()
+        if not request.HasField("config"):
+            full.config.CopyFrom(version.config)
+        violations = _misfits(full)
+        try:
+            self._check_feedback(self._plugins.task(version.task), full)
+        except InvalidArgument as error:
+            violations |= error.violations
+        if violations:
+            raise InvalidArgument(violations)
+        return self._operations.submit(kind, f"models/{model}", request, full)
 
     def GetModel(self, request: model_pb2.GetModelRequest, context: grpc.ServicerContext) -> model_pb2.Model:
         """One model."""
@@ -115,7 +138,10 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         if version.task not in self._plugins.loaded:
             raise FailedPrecondition(f"the plugin of its task {version.task} is not installed")
         bundle.verify(self._store.bring(self._store.bundle(version.digest)), version.digest)
-        return self._registry.set_alias(model, alias, int(number))
+        recording = request.recording if request.HasField("recording") else None
+        if recording is not None:
+            check_recording(recording)
+        return self._registry.set_alias(model, alias, int(number), recording)
 
     def DeleteAlias(self, request: model_pb2.DeleteAliasRequest, context: grpc.ServicerContext) -> Empty:
         """Removes an alias."""
@@ -181,7 +207,22 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
             if task.id not in entry.tasks:
                 raise InvalidArgument({"base": f"it suits {', '.join(entry.tasks)}, not {task.id}"})
 
-    def _fill_config(self, task: Task, request: model_pb2.FineTuneRequest) -> None:
+    def _check_feedback(self, task: Task, request: model_pb2.FineTuneFromFeedbackRequest) -> None:
+        names.check_id(request.dataset_id, "dataset_id")
+        try:
+            dataset = self._registry.dataset(request.dataset_id)
+        except NotFound:
+            pass
+        else:
+            if dataset.task != task.id:
+                raise InvalidArgument({"dataset_id": f"{dataset.name} is of the task {dataset.task}, not {task.id}"})
+        if request.since.ToMicroseconds() >= request.until.ToMicroseconds():
+            raise InvalidArgument({"since": "it is not before `until`"})
+        self._fill_config(task, request)
+
+    def _fill_config(
+        self, task: Task, request: model_pb2.FineTuneRequest | model_pb2.FineTuneFromFeedbackRequest
+    ) -> None:
         config = task.config()
         if request.HasField("config"):
             wanted = task.config.DESCRIPTOR.full_name
@@ -192,3 +233,15 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
                 raise InvalidArgument({"config": f"its bytes are no {wanted}"}) from error
         fields.resolve(config)
         request.config.Pack(config)
+
+
+def _misfits(request: model_pb2.FineTuneRequest | model_pb2.FineTuneFromFeedbackRequest) -> dict[str, str]:
+    """Numbers out of their bounds, by field."""
+    violations: dict[str, str] = {}
+    if not 0 <= request.parity_tolerance <= 1:
+        violations["parity_tolerance"] = f"{request.parity_tolerance:g} is not between 0 and 1"
+    if not 0 <= request.quantization.tolerance <= 1:
+        violations["quantization.tolerance"] = f"{request.quantization.tolerance:g} is not between 0 and 1"
+    if not 0 <= request.seed < 2**32:
+        violations["seed"] = f"{request.seed} is not between 0 and 2**32 - 1"
+    return violations

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
+from typing import NamedTuple
 
 import grpc
+import numpy as np
 from google.protobuf.message_factory import GetMessageClass
 
 from luthier import names
@@ -15,11 +17,15 @@ from luthier.inference import tensors
 from luthier.inference.faces import Face
 from luthier.inference.lanes import Caller
 from luthier.inference.pool import ModelPool
+from luthier.inference.routing import Messages, Router
 from luthier.inference.served import Served
 from luthier.inference.tensors import Request, Tensor
 from luthier.logs import unexpected
 from luthier.oip.v2 import open_inference_pb2 as pb
 from luthier.services.prediction import MOST_INSTANCES, caller_of
+
+PREDICTION_ID = "prediction_id"
+"""The parameter of an answer that `RecordFeedback` takes."""
 
 INSTANCES = ".instances"
 """What follows a model's name for the fields of its task's messages instead of the tensors of its graph."""
@@ -34,9 +40,10 @@ _SEQUENCES = ("sequence_id", "sequence_start", "sequence_end")
 class OpenInferenceService:
     """Tensors in, tensors out."""
 
-    def __init__(self, pool: ModelPool, is_ready: Callable[[], bool]) -> None:
+    def __init__(self, pool: ModelPool, router: Router, is_ready: Callable[[], bool]) -> None:
         """`is_ready` says whether the server takes predictions."""
         self._pool = pool
+        self._router = router
         self._is_ready = is_ready
 
     def ServerLive(self, request: pb.ServerLiveRequest, context: grpc.ServicerContext) -> pb.ServerLiveResponse:
@@ -102,18 +109,25 @@ class OpenInferenceService:
             raise InvalidArgument(
                 {f"parameters.{name}": "no model keeps a state between requests" for name in unsuited}
             )
-        served, face = self._find(message.model_name, message.model_version)
-        caller = _caller(message, context)
-        arrays = tensors.read(request, face.inputs)
-        wanted = _wanted(message, face.outputs)
-        rows = len(next(iter(arrays.values()), ()))
-        if not 0 < rows <= MOST_INSTANCES:
-            raise InvalidArgument({"inputs": f"{rows} rows in one request; from 1 to {MOST_INSTANCES} are taken"})
-        found = face.infer(arrays, wanted, caller)
+
+        def run(served: Served, caller: Caller) -> _Inferred:
+            face = _face(served, message.model_name)
+            arrays = tensors.read(request, face.inputs)
+            wanted = _wanted(message, face.outputs)
+            rows = len(next(iter(arrays.values()), ()))
+            if not 0 < rows <= MOST_INSTANCES:
+                raise InvalidArgument({"inputs": f"{rows} rows in one request; from 1 to {MOST_INSTANCES} are taken"})
+            seen: list[Messages] = []
+            found = face.infer(arrays, wanted, caller, lambda *messages: seen.append(messages))
+            return _Inferred([(face.outputs[name], found[name]) for name in wanted], seen)
+
+        name = _model(message.model_name, message.model_version)
+        served, inferred, id = self._router.answer(name, _caller(message, context), run, _Inferred.messages)
         response = pb.ModelInferResponse(model_name=message.model_name, model_version=_number(served), id=message.id)
+        response.parameters[PREDICTION_ID].string_param = id
         raw = bool(request.raw)
-        for name in wanted:
-            tensors.write(response, face.outputs[name], found[name], raw)
+        for output, array in inferred.outputs:
+            tensors.write(response, output, array, raw)
         return response
 
     def ModelStreamInfer(
@@ -187,11 +201,29 @@ class OpenInferenceService:
 
     def _find(self, name: str, number: str) -> tuple[Served, Face]:
         """The model of a name and a version that may be empty, and the side of it that is asked for."""
-        model = name.removesuffix(INSTANCES)
-        if number:
-            model = f"{names.check_id(model, 'model_name')}/{number}"
-        served = self._pool.get(model)
-        return served, served.instances if name.endswith(INSTANCES) else served.graph
+        served = self._pool.get(_model(name, number))
+        return served, _face(served, name)
+
+
+class _Inferred(NamedTuple):
+    """What was computed."""
+
+    outputs: Sequence[tuple[Tensor, np.ndarray]]
+    seen: Sequence[Messages]
+
+    def messages(self) -> Messages | None:
+        """The messages behind the tensors; None where there were none."""
+        return self.seen[0] if self.seen else None
+
+
+def _model(name: str, number: str) -> str:
+    """The model of a name and a version that may be empty, as predictions name it."""
+    model = name.removesuffix(INSTANCES)
+    return f"{names.check_id(model, 'model_name')}/{number}" if number else model
+
+
+def _face(served: Served, name: str) -> Face:
+    return served.instances if name.endswith(INSTANCES) else served.graph
 
 
 def _check_repository(name: str) -> None:

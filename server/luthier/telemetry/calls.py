@@ -29,7 +29,7 @@ class Span(Protocol):
 class Call:
     """A gRPC call in this process."""
 
-    __slots__ = ("_metadata", "_request_id", "arrived", "span")
+    __slots__ = ("_metadata", "_request_id", "arrived", "principal", "span")
 
     def __init__(self, metadata: Iterable[tuple[str, str | bytes]] | None) -> None:
         self._metadata = metadata
@@ -38,6 +38,8 @@ class Call:
         """When it came, in seconds of `time.perf_counter`; in a stream of requests, when the newest was taken up."""
         self.span: Span | None = None
         """Where it is traced."""
+        self.principal = ""
+        """Who calls; empty where nobody asked, or nobody knows."""
 
     @property
     def request_id(self) -> str:

@@ -28,7 +28,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18luthier/v1/dataset.proto\x12\nluthier.v1\x1a#google/longrunning/operations.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"Y\n\x12UploadFilesRequest\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x18.luthier.v1.UploadHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"T\n\x0cUploadHeader\x12\x10\n\x08\x66ilename\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x0e\n\x06offset\x18\x04 \x01(\x03\"#\n\x11\x46indUploadRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\",\n\x12\x46indUploadResponse\x12\x16\n\x0ereceived_bytes\x18\x01 \x01(\x03\"L\n\x06Upload\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x66ilename\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06sha256\x18\x04 \x01(\t\"\x8a\x01\n\x07\x44\x61taset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04task\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elatest_version\x18\x04 \x01(\x0b\x32\x1a.luthier.v1.DatasetVersion\"\xf2\x02\n\x0e\x44\x61tasetVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04task\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x41\n\x0cnum_examples\x18\x04 \x03(\x0b\x32+.luthier.v1.DatasetVersion.NumExamplesEntry\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12 \n\x05split\x18\x06 \x01(\x0b\x32\x11.luthier.v1.Split\x12+\n\nstatistics\x18\x07 \x01(\x0b\x32\x17.google.protobuf.Struct\x12)\n\x08warnings\x18\x08 \x03(\x0b\x32\x17.luthier.v1.DataProblem\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a\x32\n\x10NumExamplesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"W\n\x0b\x44\x61taProblem\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x0b\n\x03row\x18\x02 \x01(\x03\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\r\n\x05\x63ount\x18\x05 \x01(\x03\"8\n\x05Split\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x11\n\tfractions\x18\x02 \x03(\x01\x12\x0c\n\x04seed\x18\x03 \x01(\x03\"+\n\x0b\x44\x61tasetFile\x12\x0e\n\x06upload\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\"\xc5\x03\n\x14\x43reateDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x0c\n\x04task\x18\x02 \x01(\t\x12&\n\x05\x66iles\x18\x03 \x03(\x0b\x32\x17.luthier.v1.DatasetFile\x12\x0e\n\x06\x66ormat\x18\x04 \x01(\t\x12>\n\x07\x63olumns\x18\x05 \x03(\x0b\x32-.luthier.v1.CreateDatasetRequest.ColumnsEntry\x12\x11\n\tno_header\x18\x06 \x01(\x08\x12 \n\x05split\x18\x07 \x01(\x0b\x32\x11.luthier.v1.Split\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x12>\n\x07options\x18\t \x03(\x0b\x32-.luthier.v1.CreateDatasetRequest.OptionsEntry\x12*\n\nstrictness\x18\n \x01(\x0e\x32\x16.luthier.v1.Strictness\x1a.\n\x0c\x43olumnsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"!\n\x11GetDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"J\n\x13ListDatasetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0c\n\x04task\x18\x03 \x01(\t\"V\n\x14ListDatasetsResponse\x12%\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x13.luthier.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"(\n\x18GetDatasetVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"S\n\x1aListDatasetVersionsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"l\n\x1bListDatasetVersionsResponse\x12\x34\n\x10\x64\x61taset_versions\x18\x01 \x03(\x0b\x32\x1a.luthier.v1.DatasetVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x14\x44\x65leteDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t*m\n\nStrictness\x12\x1a\n\x16STRICTNESS_UNSPECIFIED\x10\x00\x12\x14\n\x10STRICTNESS_USUAL\x10\x01\x12\x15\n\x11STRICTNESS_STRICT\x10\x02\x12\x16\n\x12STRICTNESS_LENIENT\x10\x03\x32\x93\x05\n\x0e\x44\x61tasetService\x12\x43\n\x0bUploadFiles\x12\x1e.luthier.v1.UploadFilesRequest\x1a\x12.luthier.v1.Upload(\x01\x12K\n\nFindUpload\x12\x1d.luthier.v1.FindUploadRequest\x1a\x1e.luthier.v1.FindUploadResponse\x12P\n\rCreateDataset\x12 .luthier.v1.CreateDatasetRequest\x1a\x1d.google.longrunning.Operation\x12@\n\nGetDataset\x12\x1d.luthier.v1.GetDatasetRequest\x1a\x13.luthier.v1.Dataset\x12Q\n\x0cListDatasets\x12\x1f.luthier.v1.ListDatasetsRequest\x1a .luthier.v1.ListDatasetsResponse\x12U\n\x11GetDatasetVersion\x12$.luthier.v1.GetDatasetVersionRequest\x1a\x1a.luthier.v1.DatasetVersion\x12\x66\n\x13ListDatasetVersions\x12&.luthier.v1.ListDatasetVersionsRequest\x1a\'.luthier.v1.ListDatasetVersionsResponse\x12I\n\rDeleteDataset\x12 .luthier.v1.DeleteDatasetRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18luthier/v1/dataset.proto\x12\nluthier.v1\x1a#google/longrunning/operations.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"Y\n\x12UploadFilesRequest\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x18.luthier.v1.UploadHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"T\n\x0cUploadHeader\x12\x10\n\x08\x66ilename\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x0e\n\x06offset\x18\x04 \x01(\x03\"#\n\x11\x46indUploadRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\",\n\x12\x46indUploadResponse\x12\x16\n\x0ereceived_bytes\x18\x01 \x01(\x03\"L\n\x06Upload\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x66ilename\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06sha256\x18\x04 \x01(\t\"\x8a\x01\n\x07\x44\x61taset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04task\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elatest_version\x18\x04 \x01(\x0b\x32\x1a.luthier.v1.DatasetVersion\"\xa0\x03\n\x0e\x44\x61tasetVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04task\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x41\n\x0cnum_examples\x18\x04 \x03(\x0b\x32+.luthier.v1.DatasetVersion.NumExamplesEntry\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12 \n\x05split\x18\x06 \x01(\x0b\x32\x11.luthier.v1.Split\x12+\n\nstatistics\x18\x07 \x01(\x0b\x32\x17.google.protobuf.Struct\x12)\n\x08warnings\x18\x08 \x03(\x0b\x32\x17.luthier.v1.DataProblem\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x66\x65\x65\x64\x62\x61\x63k\x18\n \x01(\x0b\x32\x1a.luthier.v1.FeedbackSource\x1a\x32\n\x10NumExamplesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\xd5\x01\n\x0e\x46\x65\x65\x64\x62\x61\x63kSource\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12)\n\x05since\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0fnum_predictions\x18\x04 \x01(\x03\x12\x1a\n\x12predictions_sha256\x18\x05 \x01(\t\x12\x0e\n\x06joined\x18\x06 \x01(\t\x12\x11\n\toperation\x18\x07 \x01(\t\"W\n\x0b\x44\x61taProblem\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x0b\n\x03row\x18\x02 \x01(\x03\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\r\n\x05\x63ount\x18\x05 \x01(\x03\"8\n\x05Split\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x11\n\tfractions\x18\x02 \x03(\x01\x12\x0c\n\x04seed\x18\x03 \x01(\x03\"+\n\x0b\x44\x61tasetFile\x12\x0e\n\x06upload\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\"\xc5\x03\n\x14\x43reateDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x0c\n\x04task\x18\x02 \x01(\t\x12&\n\x05\x66iles\x18\x03 \x03(\x0b\x32\x17.luthier.v1.DatasetFile\x12\x0e\n\x06\x66ormat\x18\x04 \x01(\t\x12>\n\x07\x63olumns\x18\x05 \x03(\x0b\x32-.luthier.v1.CreateDatasetRequest.ColumnsEntry\x12\x11\n\tno_header\x18\x06 \x01(\x08\x12 \n\x05split\x18\x07 \x01(\x0b\x32\x11.luthier.v1.Split\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x12>\n\x07options\x18\t \x03(\x0b\x32-.luthier.v1.CreateDatasetRequest.OptionsEntry\x12*\n\nstrictness\x18\n \x01(\x0e\x32\x16.luthier.v1.Strictness\x1a.\n\x0c\x43olumnsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"!\n\x11GetDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"J\n\x13ListDatasetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0c\n\x04task\x18\x03 \x01(\t\"V\n\x14ListDatasetsResponse\x12%\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x13.luthier.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"(\n\x18GetDatasetVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"S\n\x1aListDatasetVersionsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"l\n\x1bListDatasetVersionsResponse\x12\x34\n\x10\x64\x61taset_versions\x18\x01 \x03(\x0b\x32\x1a.luthier.v1.DatasetVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x14\x44\x65leteDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t*m\n\nStrictness\x12\x1a\n\x16STRICTNESS_UNSPECIFIED\x10\x00\x12\x14\n\x10STRICTNESS_USUAL\x10\x01\x12\x15\n\x11STRICTNESS_STRICT\x10\x02\x12\x16\n\x12STRICTNESS_LENIENT\x10\x03\x32\x93\x05\n\x0e\x44\x61tasetService\x12\x43\n\x0bUploadFiles\x12\x1e.luthier.v1.UploadFilesRequest\x1a\x12.luthier.v1.Upload(\x01\x12K\n\nFindUpload\x12\x1d.luthier.v1.FindUploadRequest\x1a\x1e.luthier.v1.FindUploadResponse\x12P\n\rCreateDataset\x12 .luthier.v1.CreateDatasetRequest\x1a\x1d.google.longrunning.Operation\x12@\n\nGetDataset\x12\x1d.luthier.v1.GetDatasetRequest\x1a\x13.luthier.v1.Dataset\x12Q\n\x0cListDatasets\x12\x1f.luthier.v1.ListDatasetsRequest\x1a .luthier.v1.ListDatasetsResponse\x12U\n\x11GetDatasetVersion\x12$.luthier.v1.GetDatasetVersionRequest\x1a\x1a.luthier.v1.DatasetVersion\x12\x66\n\x13ListDatasetVersions\x12&.luthier.v1.ListDatasetVersionsRequest\x1a\'.luthier.v1.ListDatasetVersionsResponse\x12I\n\rDeleteDataset\x12 .luthier.v1.DeleteDatasetRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,8 +41,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEDATASETREQUEST_COLUMNSENTRY']._serialized_options = b'8\001'
   _globals['_CREATEDATASETREQUEST_OPTIONSENTRY']._loaded_options = None
   _globals['_CREATEDATASETREQUEST_OPTIONSENTRY']._serialized_options = b'8\001'
-  _globals['_STRICTNESS']._serialized_start=2143
-  _globals['_STRICTNESS']._serialized_end=2252
+  _globals['_STRICTNESS']._serialized_start=2405
+  _globals['_STRICTNESS']._serialized_end=2514
   _globals['_UPLOADFILESREQUEST']._serialized_start=169
   _globals['_UPLOADFILESREQUEST']._serialized_end=258
   _globals['_UPLOADHEADER']._serialized_start=260
@@ -56,35 +56,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DATASET']._serialized_start=508
   _globals['_DATASET']._serialized_end=646
   _globals['_DATASETVERSION']._serialized_start=649
-  _globals['_DATASETVERSION']._serialized_end=1019
-  _globals['_DATASETVERSION_NUMEXAMPLESENTRY']._serialized_start=969
-  _globals['_DATASETVERSION_NUMEXAMPLESENTRY']._serialized_end=1019
-  _globals['_DATAPROBLEM']._serialized_start=1021
-  _globals['_DATAPROBLEM']._serialized_end=1108
-  _globals['_SPLIT']._serialized_start=1110
-  _globals['_SPLIT']._serialized_end=1166
-  _globals['_DATASETFILE']._serialized_start=1168
-  _globals['_DATASETFILE']._serialized_end=1211
-  _globals['_CREATEDATASETREQUEST']._serialized_start=1214
-  _globals['_CREATEDATASETREQUEST']._serialized_end=1667
-  _globals['_CREATEDATASETREQUEST_COLUMNSENTRY']._serialized_start=1573
-  _globals['_CREATEDATASETREQUEST_COLUMNSENTRY']._serialized_end=1619
-  _globals['_CREATEDATASETREQUEST_OPTIONSENTRY']._serialized_start=1621
-  _globals['_CREATEDATASETREQUEST_OPTIONSENTRY']._serialized_end=1667
-  _globals['_GETDATASETREQUEST']._serialized_start=1669
-  _globals['_GETDATASETREQUEST']._serialized_end=1702
-  _globals['_LISTDATASETSREQUEST']._serialized_start=1704
-  _globals['_LISTDATASETSREQUEST']._serialized_end=1778
-  _globals['_LISTDATASETSRESPONSE']._serialized_start=1780
-  _globals['_LISTDATASETSRESPONSE']._serialized_end=1866
-  _globals['_GETDATASETVERSIONREQUEST']._serialized_start=1868
-  _globals['_GETDATASETVERSIONREQUEST']._serialized_end=1908
-  _globals['_LISTDATASETVERSIONSREQUEST']._serialized_start=1910
-  _globals['_LISTDATASETVERSIONSREQUEST']._serialized_end=1993
-  _globals['_LISTDATASETVERSIONSRESPONSE']._serialized_start=1995
-  _globals['_LISTDATASETVERSIONSRESPONSE']._serialized_end=2103
-  _globals['_DELETEDATASETREQUEST']._serialized_start=2105
-  _globals['_DELETEDATASETREQUEST']._serialized_end=2141
-  _globals['_DATASETSERVICE']._serialized_start=2255
-  _globals['_DATASETSERVICE']._serialized_end=2914
+  _globals['_DATASETVERSION']._serialized_end=1065
+  _globals['_DATASETVERSION_NUMEXAMPLESENTRY']._serialized_start=1015
+  _globals['_DATASETVERSION_NUMEXAMPLESENTRY']._serialized_end=1065
+  _globals['_FEEDBACKSOURCE']._serialized_start=1068
+  _globals['_FEEDBACKSOURCE']._serialized_end=1281
+  _globals['_DATAPROBLEM']._serialized_start=1283
+  _globals['_DATAPROBLEM']._serialized_end=1370
+  _globals['_SPLIT']._serialized_start=1372
+  _globals['_SPLIT']._serialized_end=1428
+  _globals['_DATASETFILE']._serialized_start=1430
+  _globals['_DATASETFILE']._serialized_end=1473
+  _globals['_CREATEDATASETREQUEST']._serialized_start=1476
+  _globals['_CREATEDATASETREQUEST']._serialized_end=1929
+  _globals['_CREATEDATASETREQUEST_COLUMNSENTRY']._serialized_start=1835
+  _globals['_CREATEDATASETREQUEST_COLUMNSENTRY']._serialized_end=1881
+  _globals['_CREATEDATASETREQUEST_OPTIONSENTRY']._serialized_start=1883
+  _globals['_CREATEDATASETREQUEST_OPTIONSENTRY']._serialized_end=1929
+  _globals['_GETDATASETREQUEST']._serialized_start=1931
+  _globals['_GETDATASETREQUEST']._serialized_end=1964
+  _globals['_LISTDATASETSREQUEST']._serialized_start=1966
+  _globals['_LISTDATASETSREQUEST']._serialized_end=2040
+  _globals['_LISTDATASETSRESPONSE']._serialized_start=2042
+  _globals['_LISTDATASETSRESPONSE']._serialized_end=2128
+  _globals['_GETDATASETVERSIONREQUEST']._serialized_start=2130
+  _globals['_GETDATASETVERSIONREQUEST']._serialized_end=2170
+  _globals['_LISTDATASETVERSIONSREQUEST']._serialized_start=2172
+  _globals['_LISTDATASETVERSIONSREQUEST']._serialized_end=2255
+  _globals['_LISTDATASETVERSIONSRESPONSE']._serialized_start=2257
+  _globals['_LISTDATASETVERSIONSRESPONSE']._serialized_end=2365
+  _globals['_DELETEDATASETREQUEST']._serialized_start=2367
+  _globals['_DELETEDATASETREQUEST']._serialized_end=2403
+  _globals['_DATASETSERVICE']._serialized_start=2517
+  _globals['_DATASETSERVICE']._serialized_end=3176
 # @@protoc_insertion_point(module_scope)

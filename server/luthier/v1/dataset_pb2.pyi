@@ -268,6 +268,7 @@ class DatasetVersion(_message.Message):
     STATISTICS_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    FEEDBACK_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`datasets/{dataset}/versions/{number}`."""
     task: _builtins.str
@@ -296,6 +297,10 @@ class DatasetVersion(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""
 
+    @_builtins.property
+    def feedback(self) -> Global___FeedbackSource:
+        """Where it came from, where that is live predictions."""
+
     def __init__(
         self,
         *,
@@ -308,14 +313,65 @@ class DatasetVersion(_message.Message):
         statistics: _struct_pb2.Struct | None = ...,
         warnings: _abc.Iterable[Global___DataProblem] | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        feedback: Global___FeedbackSource | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "split", b"split", "statistics", b"statistics"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "feedback", b"feedback", "split", b"split", "statistics", b"statistics"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "digest", b"digest", "name", b"name", "num_examples", b"num_examples", "size_bytes", b"size_bytes", "split", b"split", "statistics", b"statistics", "task", b"task", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "digest", b"digest", "feedback", b"feedback", "name", b"name", "num_examples", b"num_examples", "size_bytes", b"size_bytes", "split", b"split", "statistics", b"statistics", "task", b"task", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DatasetVersion: _TypeAlias = DatasetVersion  # noqa: Y015
+
+@_typing.final
+class FeedbackSource(_message.Message):
+    """The live predictions that a version of a data set was made of."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    NUM_PREDICTIONS_FIELD_NUMBER: _builtins.int
+    PREDICTIONS_SHA256_FIELD_NUMBER: _builtins.int
+    JOINED_FIELD_NUMBER: _builtins.int
+    OPERATION_FIELD_NUMBER: _builtins.int
+    model_version: _builtins.str
+    """`models/{model}/versions/{number}`: the version that made them."""
+    num_predictions: _builtins.int
+    """How many they are."""
+    predictions_sha256: _builtins.str
+    """SHA-256 over their ids, sorted, each with a line feed behind it."""
+    joined: _builtins.str
+    """`datasets/{dataset}/versions/{number}`: whose examples were joined; empty: none."""
+    operation: _builtins.str
+    """The operation that made it."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """They were made from this moment on,"""
+
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp:
+        """and before this one."""
+
+    def __init__(
+        self,
+        *,
+        model_version: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+        num_predictions: _builtins.int = ...,
+        predictions_sha256: _builtins.str = ...,
+        joined: _builtins.str = ...,
+        operation: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["joined", b"joined", "model_version", b"model_version", "num_predictions", b"num_predictions", "operation", b"operation", "predictions_sha256", b"predictions_sha256", "since", b"since", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FeedbackSource: _TypeAlias = FeedbackSource  # noqa: Y015
 
 @_typing.final
 class DataProblem(_message.Message):

@@ -9,6 +9,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -74,23 +75,84 @@ class Alias(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    RECORDING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`models/{model}/aliases/{alias}`."""
     model_version: _builtins.str
     """`models/{model}/versions/{number}`."""
+    @_builtins.property
+    def recording(self) -> Global___Recording:
+        """What is kept of its predictions, for feedback."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         model_version: _builtins.str = ...,
+        recording: Global___Recording | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["recording", b"recording"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version", "name", b"name", "recording", b"recording"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Alias: _TypeAlias = Alias  # noqa: Y015
+
+@_typing.final
+class Recording(_message.Message):
+    """What is kept of an alias's predictions, for feedback and to watch the live model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Mode:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Recording._Mode.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        MODE_UNSPECIFIED: Recording._Mode.ValueType  # 0
+        """Not set: as MODE_OFF."""
+        MODE_OFF: Recording._Mode.ValueType  # 1
+        """Nothing."""
+        MODE_PREDICTIONS: Recording._Mode.ValueType  # 2
+        """Predictions, without what they were made from."""
+        MODE_INPUTS: Recording._Mode.ValueType  # 3
+        """Predictions, and the instances that they were made from."""
+
+    class Mode(_Mode, metaclass=_ModeEnumTypeWrapper):
+        """How much."""
+
+    MODE_UNSPECIFIED: Recording.Mode.ValueType  # 0
+    """Not set: as MODE_OFF."""
+    MODE_OFF: Recording.Mode.ValueType  # 1
+    """Nothing."""
+    MODE_PREDICTIONS: Recording.Mode.ValueType  # 2
+    """Predictions, without what they were made from."""
+    MODE_INPUTS: Recording.Mode.ValueType  # 3
+    """Predictions, and the instances that they were made from."""
+
+    MODE_FIELD_NUMBER: _builtins.int
+    SAMPLE_FIELD_NUMBER: _builtins.int
+    mode: Global___Recording.Mode.ValueType
+    """How much."""
+    sample: _builtins.float
+    """Share of the calls that is kept, above 0 and up to 1; not set: all."""
+    def __init__(
+        self,
+        *,
+        mode: Global___Recording.Mode.ValueType = ...,
+        sample: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_sample", b"_sample", "sample", b"sample"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_sample", b"_sample", "mode", b"mode", "sample", b"sample"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__sample: _TypeAlias = _typing.Literal["sample"]  # noqa: Y015
+    _WhichOneofArgType__sample: _TypeAlias = _typing.Literal["_sample", b"_sample"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sample) -> _WhichOneofReturnType__sample | None: ...
+
+Global___Recording: _TypeAlias = Recording  # noqa: Y015
 
 @_typing.final
 class ModelVersion(_message.Message):
@@ -481,6 +543,76 @@ class FineTuneRequest(_message.Message):
 Global___FineTuneRequest: _TypeAlias = FineTuneRequest  # noqa: Y015
 
 @_typing.final
+class FineTuneFromFeedbackRequest(_message.Message):
+    """Request of FineTuneFromFeedback."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    DATASET_ID_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    FEEDBACK_ONLY_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PARITY_TOLERANCE_FIELD_NUMBER: _builtins.int
+    QUANTIZATION_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """`models/{model}`, `models/{model}/versions/{number}` or `models/{model}/aliases/{alias}`: whose predictions are learnt
+    from, and what is tuned further. The bare name means the alias `production`.
+    """
+    dataset_id: _builtins.str
+    """Last part of the name of the data set that gets a version; empty: the model's with `-feedback` behind it."""
+    feedback_only: _builtins.bool
+    """Leaves out the examples that the version was tuned on, which are otherwise joined part by part."""
+    seed: _builtins.int
+    """Same seed, data, config and machine: same weights."""
+    request_id: _builtins.str
+    """Makes a retry safe: the same id gives the same operation."""
+    parity_tolerance: _builtins.float
+    """As in FineTuneRequest."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Predictions from this moment on; unset: since the version was published."""
+
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp:
+        """Predictions before this moment; unset: until now."""
+
+    @_builtins.property
+    def config(self) -> _any_pb2.Any:
+        """A message of the task's config type; unset: the version's own."""
+
+    @_builtins.property
+    def quantization(self) -> Global___Quantization:
+        """As in FineTuneRequest."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        dataset_id: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+        feedback_only: _builtins.bool = ...,
+        config: _any_pb2.Any | None = ...,
+        seed: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+        parity_tolerance: _builtins.float | None = ...,
+        quantization: Global___Quantization | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_parity_tolerance", b"_parity_tolerance", "config", b"config", "parity_tolerance", b"parity_tolerance", "quantization", b"quantization", "since", b"since", "until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_parity_tolerance", b"_parity_tolerance", "config", b"config", "dataset_id", b"dataset_id", "feedback_only", b"feedback_only", "model", b"model", "parity_tolerance", b"parity_tolerance", "quantization", b"quantization", "request_id", b"request_id", "seed", b"seed", "since", b"since", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__parity_tolerance: _TypeAlias = _typing.Literal["parity_tolerance"]  # noqa: Y015
+    _WhichOneofArgType__parity_tolerance: _TypeAlias = _typing.Literal["_parity_tolerance", b"_parity_tolerance"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__parity_tolerance) -> _WhichOneofReturnType__parity_tolerance | None: ...
+
+Global___FineTuneFromFeedbackRequest: _TypeAlias = FineTuneFromFeedbackRequest  # noqa: Y015
+
+@_typing.final
 class Quantization(_message.Message):
     """How an int8 variant is judged."""
 
@@ -718,19 +850,25 @@ class SetAliasRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    RECORDING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`models/{model}/aliases/{alias}`."""
     model_version: _builtins.str
-    """`models/{model}/versions/{number}`."""
+    """`models/{model}/versions/{number}`. Another than before ends a rollout of the alias."""
+    @_builtins.property
+    def recording(self) -> Global___Recording:
+        """What to keep of its predictions; not set: as before."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         model_version: _builtins.str = ...,
+        recording: Global___Recording | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["recording", b"recording"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version", "name", b"name", "recording", b"recording"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

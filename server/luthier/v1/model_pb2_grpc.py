@@ -42,6 +42,11 @@ class ModelServiceStub:
                 request_serializer=luthier_dot_v1_dot_model__pb2.FineTuneRequest.SerializeToString,
                 response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
                 _registered_method=True)
+        self.FineTuneFromFeedback = channel.unary_unary(
+                '/luthier.v1.ModelService/FineTuneFromFeedback',
+                request_serializer=luthier_dot_v1_dot_model__pb2.FineTuneFromFeedbackRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
         self.GetModel = channel.unary_unary(
                 '/luthier.v1.ModelService/GetModel',
                 request_serializer=luthier_dot_v1_dot_model__pb2.GetModelRequest.SerializeToString,
@@ -96,6 +101,14 @@ class ModelServiceServicer:
     def FineTune(self, request, context):
         """Tunes a base on a data set, exports, proves and publishes the result as the next version of a model, which is made
         if it does not exist. The operation's response is the ModelVersion.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FineTuneFromFeedback(self, request, context):
+        """Makes a version of a data set out of live predictions whose labels came back, and tunes the version that made them on
+        it, all in one operation. Its response is the new ModelVersion.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -172,6 +185,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     request_deserializer=luthier_dot_v1_dot_model__pb2.FineTuneRequest.FromString,
                     response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
             ),
+            'FineTuneFromFeedback': grpc.unary_unary_rpc_method_handler(
+                    servicer.FineTuneFromFeedback,
+                    request_deserializer=luthier_dot_v1_dot_model__pb2.FineTuneFromFeedbackRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
                     request_deserializer=luthier_dot_v1_dot_model__pb2.GetModelRequest.FromString,
@@ -245,6 +263,33 @@ class ModelService:
             target,
             '/luthier.v1.ModelService/FineTune',
             luthier_dot_v1_dot_model__pb2.FineTuneRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FineTuneFromFeedback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.ModelService/FineTuneFromFeedback',
+            luthier_dot_v1_dot_model__pb2.FineTuneFromFeedbackRequest.SerializeToString,
             google_dot_longrunning_dot_operations__pb2.Operation.FromString,
             options,
             channel_credentials,

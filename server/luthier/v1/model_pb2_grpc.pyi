@@ -39,6 +39,10 @@ class ModelServiceStub:
     """Tunes a base on a data set, exports, proves and publishes the result as the next version of a model, which is made
     if it does not exist. The operation's response is the ModelVersion.
     """
+    FineTuneFromFeedback: _grpc.UnaryUnaryMultiCallable[_model_pb2.FineTuneFromFeedbackRequest, _operations_pb2.Operation]
+    """Makes a version of a data set out of live predictions whose labels came back, and tunes the version that made them on
+    it, all in one operation. Its response is the new ModelVersion.
+    """
     GetModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.Model]
     """Returns a model with its aliases."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_model_pb2.ListModelsRequest, _model_pb2.ListModelsResponse]
@@ -66,6 +70,10 @@ class ModelServiceAsyncStub(ModelServiceStub):
     FineTune: _aio.UnaryUnaryMultiCallable[_model_pb2.FineTuneRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Tunes a base on a data set, exports, proves and publishes the result as the next version of a model, which is made
     if it does not exist. The operation's response is the ModelVersion.
+    """
+    FineTuneFromFeedback: _aio.UnaryUnaryMultiCallable[_model_pb2.FineTuneFromFeedbackRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Makes a version of a data set out of live predictions whose labels came back, and tunes the version that made them on
+    it, all in one operation. Its response is the new ModelVersion.
     """
     GetModel: _aio.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.Model]  # type: ignore[assignment]
     """Returns a model with its aliases."""
@@ -97,6 +105,16 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
         """Tunes a base on a data set, exports, proves and publishes the result as the next version of a model, which is made
         if it does not exist. The operation's response is the ModelVersion.
+        """
+
+    @_abc_1.abstractmethod
+    def FineTuneFromFeedback(
+        self,
+        request: _model_pb2.FineTuneFromFeedbackRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Makes a version of a data set out of live predictions whose labels came back, and tunes the version that made them on
+        it, all in one operation. Its response is the new ModelVersion.
         """
 
     @_abc_1.abstractmethod

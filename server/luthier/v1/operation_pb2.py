@@ -26,7 +26,7 @@ from google.longrunning import operations_pb2 as google_dot_longrunning_dot_oper
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aluthier/v1/operation.proto\x12\nluthier.v1\x1a#google/longrunning/operations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xda\x04\n\x11OperationMetadata\x12\x30\n\x04kind\x18\x01 \x01(\x0e\x32\".luthier.v1.OperationMetadata.Kind\x12\x32\n\x05state\x18\x02 \x01(\x0e\x32#.luthier.v1.OperationMetadata.State\x12\x0e\n\x06target\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12&\n\x08progress\x18\x05 \x01(\x0b\x32\x14.luthier.v1.Progress\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x9e\x01\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13KIND_CREATE_DATASET\x10\x01\x12\x12\n\x0eKIND_FINE_TUNE\x10\x02\x12\x11\n\rKIND_EVALUATE\x10\x03\x12\x12\n\x0eKIND_PULL_BASE\x10\x04\x12\x14\n\x10KIND_IMPORT_BASE\x10\x05\x12\x16\n\x12KIND_BATCH_PREDICT\x10\x06\"\x92\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\x12\x13\n\x0fSTATE_CANCELLED\x10\x05\x12\x10\n\x0cSTATE_PAUSED\x10\x06\"c\n\x08Progress\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\r\n\x05total\x18\x03 \x01(\x03\x12\x16\n\x0e\x65xamples_per_s\x18\x04 \x01(\x01\x12\x13\n\x0bremaining_s\x18\x05 \x01(\x01\"\xcd\x02\n\x0eOperationEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x05state\x18\x03 \x01(\x0e\x32#.luthier.v1.OperationMetadata.StateH\x00\x12(\n\x08progress\x18\x04 \x01(\x0b\x32\x14.luthier.v1.ProgressH\x00\x12&\n\x07metrics\x18\x05 \x01(\x0b\x32\x13.luthier.v1.MetricsH\x00\x12\x11\n\x07message\x18\x06 \x01(\tH\x00\x12-\n\x04\x64one\x18\x07 \x01(\x0b\x32\x1d.google.longrunning.OperationH\x00\x12,\n\ncheckpoint\x18\x08 \x01(\x0b\x32\x16.luthier.v1.CheckpointH\x00\x42\x07\n\x05\x65vent\"w\n\x07Metrics\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12/\n\x06values\x18\x02 \x03(\x0b\x32\x1f.luthier.v1.Metrics.ValuesEntry\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x1a\n\nCheckpoint\x12\x0c\n\x04step\x18\x01 \x01(\x03\"=\n\x15WatchOperationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"%\n\x15PauseOperationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"&\n\x16ResumeOperationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t2\x8f\x02\n\x10OperationService\x12Q\n\x0eWatchOperation\x12!.luthier.v1.WatchOperationRequest\x1a\x1a.luthier.v1.OperationEvent0\x01\x12R\n\x0ePauseOperation\x12!.luthier.v1.PauseOperationRequest\x1a\x1d.google.longrunning.Operation\x12T\n\x0fResumeOperation\x12\".luthier.v1.ResumeOperationRequest\x1a\x1d.google.longrunning.Operationb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aluthier/v1/operation.proto\x12\nluthier.v1\x1a#google/longrunning/operations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfc\x04\n\x11OperationMetadata\x12\x30\n\x04kind\x18\x01 \x01(\x0e\x32\".luthier.v1.OperationMetadata.Kind\x12\x32\n\x05state\x18\x02 \x01(\x0e\x32#.luthier.v1.OperationMetadata.State\x12\x0e\n\x06target\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12&\n\x08progress\x18\x05 \x01(\x0b\x32\x14.luthier.v1.Progress\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xc0\x01\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13KIND_CREATE_DATASET\x10\x01\x12\x12\n\x0eKIND_FINE_TUNE\x10\x02\x12\x11\n\rKIND_EVALUATE\x10\x03\x12\x12\n\x0eKIND_PULL_BASE\x10\x04\x12\x14\n\x10KIND_IMPORT_BASE\x10\x05\x12\x16\n\x12KIND_BATCH_PREDICT\x10\x06\x12 \n\x1cKIND_FINE_TUNE_FROM_FEEDBACK\x10\x07\"\x92\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\x12\x13\n\x0fSTATE_CANCELLED\x10\x05\x12\x10\n\x0cSTATE_PAUSED\x10\x06\"c\n\x08Progress\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\r\n\x05total\x18\x03 \x01(\x03\x12\x16\n\x0e\x65xamples_per_s\x18\x04 \x01(\x01\x12\x13\n\x0bremaining_s\x18\x05 \x01(\x01\"\xcd\x02\n\x0eOperationEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x05state\x18\x03 \x01(\x0e\x32#.luthier.v1.OperationMetadata.StateH\x00\x12(\n\x08progress\x18\x04 \x01(\x0b\x32\x14.luthier.v1.ProgressH\x00\x12&\n\x07metrics\x18\x05 \x01(\x0b\x32\x13.luthier.v1.MetricsH\x00\x12\x11\n\x07message\x18\x06 \x01(\tH\x00\x12-\n\x04\x64one\x18\x07 \x01(\x0b\x32\x1d.google.longrunning.OperationH\x00\x12,\n\ncheckpoint\x18\x08 \x01(\x0b\x32\x16.luthier.v1.CheckpointH\x00\x42\x07\n\x05\x65vent\"w\n\x07Metrics\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12/\n\x06values\x18\x02 \x03(\x0b\x32\x1f.luthier.v1.Metrics.ValuesEntry\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x1a\n\nCheckpoint\x12\x0c\n\x04step\x18\x01 \x01(\x03\"=\n\x15WatchOperationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"%\n\x15PauseOperationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"&\n\x16ResumeOperationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t2\x8f\x02\n\x10OperationService\x12Q\n\x0eWatchOperation\x12!.luthier.v1.WatchOperationRequest\x1a\x1a.luthier.v1.OperationEvent0\x01\x12R\n\x0ePauseOperation\x12!.luthier.v1.PauseOperationRequest\x1a\x1d.google.longrunning.Operation\x12T\n\x0fResumeOperation\x12\".luthier.v1.ResumeOperationRequest\x1a\x1d.google.longrunning.Operationb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,27 +36,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_METRICS_VALUESENTRY']._loaded_options = None
   _globals['_METRICS_VALUESENTRY']._serialized_options = b'8\001'
   _globals['_OPERATIONMETADATA']._serialized_start=113
-  _globals['_OPERATIONMETADATA']._serialized_end=715
+  _globals['_OPERATIONMETADATA']._serialized_end=749
   _globals['_OPERATIONMETADATA_KIND']._serialized_start=408
-  _globals['_OPERATIONMETADATA_KIND']._serialized_end=566
-  _globals['_OPERATIONMETADATA_STATE']._serialized_start=569
-  _globals['_OPERATIONMETADATA_STATE']._serialized_end=715
-  _globals['_PROGRESS']._serialized_start=717
-  _globals['_PROGRESS']._serialized_end=816
-  _globals['_OPERATIONEVENT']._serialized_start=819
-  _globals['_OPERATIONEVENT']._serialized_end=1152
-  _globals['_METRICS']._serialized_start=1154
-  _globals['_METRICS']._serialized_end=1273
-  _globals['_METRICS_VALUESENTRY']._serialized_start=1228
-  _globals['_METRICS_VALUESENTRY']._serialized_end=1273
-  _globals['_CHECKPOINT']._serialized_start=1275
-  _globals['_CHECKPOINT']._serialized_end=1301
-  _globals['_WATCHOPERATIONREQUEST']._serialized_start=1303
-  _globals['_WATCHOPERATIONREQUEST']._serialized_end=1364
-  _globals['_PAUSEOPERATIONREQUEST']._serialized_start=1366
-  _globals['_PAUSEOPERATIONREQUEST']._serialized_end=1403
-  _globals['_RESUMEOPERATIONREQUEST']._serialized_start=1405
-  _globals['_RESUMEOPERATIONREQUEST']._serialized_end=1443
-  _globals['_OPERATIONSERVICE']._serialized_start=1446
-  _globals['_OPERATIONSERVICE']._serialized_end=1717
+  _globals['_OPERATIONMETADATA_KIND']._serialized_end=600
+  _globals['_OPERATIONMETADATA_STATE']._serialized_start=603
+  _globals['_OPERATIONMETADATA_STATE']._serialized_end=749
+  _globals['_PROGRESS']._serialized_start=751
+  _globals['_PROGRESS']._serialized_end=850
+  _globals['_OPERATIONEVENT']._serialized_start=853
+  _globals['_OPERATIONEVENT']._serialized_end=1186
+  _globals['_METRICS']._serialized_start=1188
+  _globals['_METRICS']._serialized_end=1307
+  _globals['_METRICS_VALUESENTRY']._serialized_start=1262
+  _globals['_METRICS_VALUESENTRY']._serialized_end=1307
+  _globals['_CHECKPOINT']._serialized_start=1309
+  _globals['_CHECKPOINT']._serialized_end=1335
+  _globals['_WATCHOPERATIONREQUEST']._serialized_start=1337
+  _globals['_WATCHOPERATIONREQUEST']._serialized_end=1398
+  _globals['_PAUSEOPERATIONREQUEST']._serialized_start=1400
+  _globals['_PAUSEOPERATIONREQUEST']._serialized_end=1437
+  _globals['_RESUMEOPERATIONREQUEST']._serialized_start=1439
+  _globals['_RESUMEOPERATIONREQUEST']._serialized_end=1477
+  _globals['_OPERATIONSERVICE']._serialized_start=1480
+  _globals['_OPERATIONSERVICE']._serialized_end=1751
 # @@protoc_insertion_point(module_scope)

@@ -47,6 +47,8 @@ class OperationMetadata(_message.Message):
         """ImportBase."""
         KIND_BATCH_PREDICT: OperationMetadata._Kind.ValueType  # 6
         """BatchPredict."""
+        KIND_FINE_TUNE_FROM_FEEDBACK: OperationMetadata._Kind.ValueType  # 7
+        """FineTuneFromFeedback."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
         """What it does."""
@@ -65,6 +67,8 @@ class OperationMetadata(_message.Message):
     """ImportBase."""
     KIND_BATCH_PREDICT: OperationMetadata.Kind.ValueType  # 6
     """BatchPredict."""
+    KIND_FINE_TUNE_FROM_FEEDBACK: OperationMetadata.Kind.ValueType  # 7
+    """FineTuneFromFeedback."""
 
     class _State:
         ValueType = _typing.NewType("ValueType", _builtins.int)

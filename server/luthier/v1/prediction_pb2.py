@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bluthier/v1/prediction.proto\x12\nluthier.v1\x1a\x19google/protobuf/any.proto\"H\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\'\n\tinstances\x18\x02 \x03(\x0b\x32\x14.google.protobuf.Any\"S\n\x0fPredictResponse\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12)\n\x0bpredictions\x18\x02 \x03(\x0b\x32\x14.google.protobuf.Any\"F\n\rRenderRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12&\n\x08instance\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any\"v\n\x0eRenderResponse\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12(\n\nprediction\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any\x12\x0f\n\x07picture\x18\x03 \x01(\x0c\x12\x12\n\nmedia_type\x18\x04 \x01(\t2\xe6\x01\n\x11PredictionService\x12\x42\n\x07Predict\x12\x1a.luthier.v1.PredictRequest\x1a\x1b.luthier.v1.PredictResponse\x12L\n\rStreamPredict\x12\x1a.luthier.v1.PredictRequest\x1a\x1b.luthier.v1.PredictResponse(\x01\x30\x01\x12?\n\x06Render\x12\x19.luthier.v1.RenderRequest\x1a\x1a.luthier.v1.RenderResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bluthier/v1/prediction.proto\x12\nluthier.v1\x1a\x19google/protobuf/any.proto\"H\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\'\n\tinstances\x18\x02 \x03(\x0b\x32\x14.google.protobuf.Any\"j\n\x0fPredictResponse\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12)\n\x0bpredictions\x18\x02 \x03(\x0b\x32\x14.google.protobuf.Any\x12\x15\n\rprediction_id\x18\x03 \x01(\t\"F\n\rRenderRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12&\n\x08instance\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any\"\x8d\x01\n\x0eRenderResponse\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12(\n\nprediction\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any\x12\x0f\n\x07picture\x18\x03 \x01(\x0c\x12\x12\n\nmedia_type\x18\x04 \x01(\t\x12\x15\n\rprediction_id\x18\x05 \x01(\t\"c\n\x15RecordFeedbackRequest\x12\x15\n\rprediction_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x05\x12$\n\x06labels\x18\x03 \x03(\x0b\x32\x14.google.protobuf.Any\"P\n\x16RecordFeedbackResponse\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x10\n\x08replaced\x18\x03 \x01(\x08\x32\xbf\x02\n\x11PredictionService\x12\x42\n\x07Predict\x12\x1a.luthier.v1.PredictRequest\x1a\x1b.luthier.v1.PredictResponse\x12L\n\rStreamPredict\x12\x1a.luthier.v1.PredictRequest\x1a\x1b.luthier.v1.PredictResponse(\x01\x30\x01\x12?\n\x06Render\x12\x19.luthier.v1.RenderRequest\x1a\x1a.luthier.v1.RenderResponse\x12W\n\x0eRecordFeedback\x12!.luthier.v1.RecordFeedbackRequest\x1a\".luthier.v1.RecordFeedbackResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,11 +35,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREDICTREQUEST']._serialized_start=70
   _globals['_PREDICTREQUEST']._serialized_end=142
   _globals['_PREDICTRESPONSE']._serialized_start=144
-  _globals['_PREDICTRESPONSE']._serialized_end=227
-  _globals['_RENDERREQUEST']._serialized_start=229
-  _globals['_RENDERREQUEST']._serialized_end=299
-  _globals['_RENDERRESPONSE']._serialized_start=301
-  _globals['_RENDERRESPONSE']._serialized_end=419
-  _globals['_PREDICTIONSERVICE']._serialized_start=422
-  _globals['_PREDICTIONSERVICE']._serialized_end=652
+  _globals['_PREDICTRESPONSE']._serialized_end=250
+  _globals['_RENDERREQUEST']._serialized_start=252
+  _globals['_RENDERREQUEST']._serialized_end=322
+  _globals['_RENDERRESPONSE']._serialized_start=325
+  _globals['_RENDERRESPONSE']._serialized_end=466
+  _globals['_RECORDFEEDBACKREQUEST']._serialized_start=468
+  _globals['_RECORDFEEDBACKREQUEST']._serialized_end=567
+  _globals['_RECORDFEEDBACKRESPONSE']._serialized_start=569
+  _globals['_RECORDFEEDBACKRESPONSE']._serialized_end=649
+  _globals['_PREDICTIONSERVICE']._serialized_start=652
+  _globals['_PREDICTIONSERVICE']._serialized_end=971
 # @@protoc_insertion_point(module_scope)

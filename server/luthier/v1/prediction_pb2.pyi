@@ -55,8 +55,11 @@ class PredictResponse(_message.Message):
 
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
     PREDICTIONS_FIELD_NUMBER: _builtins.int
+    PREDICTION_ID_FIELD_NUMBER: _builtins.int
     model_version: _builtins.str
     """The version that answered: `models/{model}/versions/{number}`."""
+    prediction_id: _builtins.str
+    """Names this call's predictions: `RecordFeedback` takes it, with the index of one of them."""
     @_builtins.property
     def predictions(self) -> _containers.RepeatedCompositeFieldContainer[_any_pb2.Any]:
         """One message of the task's prediction type for each instance, in order."""
@@ -66,10 +69,11 @@ class PredictResponse(_message.Message):
         *,
         model_version: _builtins.str = ...,
         predictions: _abc.Iterable[_any_pb2.Any] | None = ...,
+        prediction_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version", "predictions", b"predictions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version", "prediction_id", b"prediction_id", "predictions", b"predictions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -113,12 +117,15 @@ class RenderResponse(_message.Message):
     PREDICTION_FIELD_NUMBER: _builtins.int
     PICTURE_FIELD_NUMBER: _builtins.int
     MEDIA_TYPE_FIELD_NUMBER: _builtins.int
+    PREDICTION_ID_FIELD_NUMBER: _builtins.int
     model_version: _builtins.str
     """The version that answered: `models/{model}/versions/{number}`."""
     picture: _builtins.bytes
     """The picture."""
     media_type: _builtins.str
     """`image/png` or `image/svg+xml`."""
+    prediction_id: _builtins.str
+    """Names the prediction: `RecordFeedback` takes it."""
     @_builtins.property
     def prediction(self) -> _any_pb2.Any:
         """What was predicted: a message of the task's prediction type."""
@@ -130,11 +137,76 @@ class RenderResponse(_message.Message):
         prediction: _any_pb2.Any | None = ...,
         picture: _builtins.bytes = ...,
         media_type: _builtins.str = ...,
+        prediction_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["prediction", b"prediction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["media_type", b"media_type", "model_version", b"model_version", "picture", b"picture", "prediction", b"prediction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["media_type", b"media_type", "model_version", b"model_version", "picture", b"picture", "prediction", b"prediction", "prediction_id", b"prediction_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RenderResponse: _TypeAlias = RenderResponse  # noqa: Y015
+
+@_typing.final
+class RecordFeedbackRequest(_message.Message):
+    """Request of RecordFeedback."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREDICTION_ID_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    prediction_id: _builtins.str
+    """What the answer to the prediction gave as its `prediction_id`."""
+    index: _builtins.int
+    """Which of the call's predictions, from 0."""
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedCompositeFieldContainer[_any_pb2.Any]:
+        """Messages of the task's example type that say what was true; their inputs may be left out. One, or as many as the
+        task has for an instance: for `recommendation` each item that the user went for.
+        """
+
+    def __init__(
+        self,
+        *,
+        prediction_id: _builtins.str = ...,
+        index: _builtins.int = ...,
+        labels: _abc.Iterable[_any_pb2.Any] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "labels", b"labels", "prediction_id", b"prediction_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordFeedbackRequest: _TypeAlias = RecordFeedbackRequest  # noqa: Y015
+
+@_typing.final
+class RecordFeedbackResponse(_message.Message):
+    """Answer of RecordFeedback."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    REPLACED_FIELD_NUMBER: _builtins.int
+    model_version: _builtins.str
+    """The version that predicted: `models/{model}/versions/{number}`."""
+    value: _builtins.float
+    """The task's primary metric of this prediction alone."""
+    replaced: _builtins.bool
+    """Whether other feedback for it was replaced."""
+    def __init__(
+        self,
+        *,
+        model_version: _builtins.str = ...,
+        value: _builtins.float = ...,
+        replaced: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version", "replaced", b"replaced", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordFeedbackResponse: _TypeAlias = RecordFeedbackResponse  # noqa: Y015

@@ -50,6 +50,11 @@ class PredictionServiceStub:
                 request_serializer=luthier_dot_v1_dot_prediction__pb2.RenderRequest.SerializeToString,
                 response_deserializer=luthier_dot_v1_dot_prediction__pb2.RenderResponse.FromString,
                 _registered_method=True)
+        self.RecordFeedback = channel.unary_unary(
+                '/luthier.v1.PredictionService/RecordFeedback',
+                request_serializer=luthier_dot_v1_dot_prediction__pb2.RecordFeedbackRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_prediction__pb2.RecordFeedbackResponse.FromString,
+                _registered_method=True)
 
 
 class PredictionServiceServicer:
@@ -78,6 +83,14 @@ class PredictionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RecordFeedback(self, request, context):
+        """Says what was true for a prediction that was recorded. Once answered it is kept as long as the prediction. The same
+        again changes nothing, another takes its place. NOT_FOUND where the prediction was not recorded, or is no longer kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PredictionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -95,6 +108,11 @@ def add_PredictionServiceServicer_to_server(servicer, server):
                     servicer.Render,
                     request_deserializer=luthier_dot_v1_dot_prediction__pb2.RenderRequest.FromString,
                     response_serializer=luthier_dot_v1_dot_prediction__pb2.RenderResponse.SerializeToString,
+            ),
+            'RecordFeedback': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordFeedback,
+                    request_deserializer=luthier_dot_v1_dot_prediction__pb2.RecordFeedbackRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_prediction__pb2.RecordFeedbackResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -179,6 +197,33 @@ class PredictionService:
             '/luthier.v1.PredictionService/Render',
             luthier_dot_v1_dot_prediction__pb2.RenderRequest.SerializeToString,
             luthier_dot_v1_dot_prediction__pb2.RenderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordFeedback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.PredictionService/RecordFeedback',
+            luthier_dot_v1_dot_prediction__pb2.RecordFeedbackRequest.SerializeToString,
+            luthier_dot_v1_dot_prediction__pb2.RecordFeedbackResponse.FromString,
             options,
             channel_credentials,
             insecure,

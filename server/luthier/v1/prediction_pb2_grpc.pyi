@@ -41,6 +41,10 @@ class PredictionServiceStub:
     """Predicts for one instance and draws the prediction for people to look at. FAILED_PRECONDITION where the task draws
     nothing.
     """
+    RecordFeedback: _grpc.UnaryUnaryMultiCallable[_prediction_pb2.RecordFeedbackRequest, _prediction_pb2.RecordFeedbackResponse]
+    """Says what was true for a prediction that was recorded. Once answered it is kept as long as the prediction. The same
+    again changes nothing, another takes its place. NOT_FOUND where the prediction was not recorded, or is no longer kept.
+    """
 
 @_typing.type_check_only
 class PredictionServiceAsyncStub(PredictionServiceStub):
@@ -54,6 +58,10 @@ class PredictionServiceAsyncStub(PredictionServiceStub):
     Render: _aio.UnaryUnaryMultiCallable[_prediction_pb2.RenderRequest, _prediction_pb2.RenderResponse]  # type: ignore[assignment]
     """Predicts for one instance and draws the prediction for people to look at. FAILED_PRECONDITION where the task draws
     nothing.
+    """
+    RecordFeedback: _aio.UnaryUnaryMultiCallable[_prediction_pb2.RecordFeedbackRequest, _prediction_pb2.RecordFeedbackResponse]  # type: ignore[assignment]
+    """Says what was true for a prediction that was recorded. Once answered it is kept as long as the prediction. The same
+    again changes nothing, another takes its place. NOT_FOUND where the prediction was not recorded, or is no longer kept.
     """
 
 class PredictionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -83,6 +91,16 @@ class PredictionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_prediction_pb2.RenderResponse, _abc.Awaitable[_prediction_pb2.RenderResponse]]:
         """Predicts for one instance and draws the prediction for people to look at. FAILED_PRECONDITION where the task draws
         nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def RecordFeedback(
+        self,
+        request: _prediction_pb2.RecordFeedbackRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_prediction_pb2.RecordFeedbackResponse, _abc.Awaitable[_prediction_pb2.RecordFeedbackResponse]]:
+        """Says what was true for a prediction that was recorded. Once answered it is kept as long as the prediction. The same
+        again changes nothing, another takes its place. NOT_FOUND where the prediction was not recorded, or is no longer kept.
         """
 
 def add_PredictionServiceServicer_to_server(servicer: PredictionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -14,10 +14,10 @@ from luthier.database import Database
 from luthier.errors import StoreUnavailable
 from luthier.operations import Claim, LeaseLost, Operations
 from luthier.registry import Registry
-from luthier.settings import taken
+from luthier.settings import Settings
 from luthier.store import Store
 from luthier.v1.operation_pb2 import OperationMetadata
-from luthier.worker import batch_predict, create_dataset, evaluate, fine_tune, import_base, process, pull_base
+from luthier.worker import batch_predict, create_dataset, evaluate, feedback, fine_tune, import_base, process, pull_base
 from luthier.worker.child import ChildKilled
 from luthier.worker.job import Job, Paused, Tools
 
@@ -30,16 +30,20 @@ WORK = {
     OperationMetadata.KIND_PULL_BASE: pull_base.work,
     OperationMetadata.KIND_IMPORT_BASE: import_base.work,
     OperationMetadata.KIND_BATCH_PREDICT: batch_predict.work,
+    OperationMetadata.KIND_FINE_TUNE_FROM_FEEDBACK: feedback.work,
 }
 
 
 def main(operation: str, attempt: str, kind: str, parent: str) -> int:
-    """Does the work and ends the operation. Exit status 0 means that it has ended, well or not."""
+    """Does the work and ends the operation. Exit status 0 means that it has ended, well or not.
+
+    The settings come by standard input: they hold passwords, and anybody may read a process's arguments.
+    """
     process.die_with_parent(int(parent))
     # Whoever predicts comes first.
     os.nice(5)
     logs.configure(operation=operation)
-    settings = taken()
+    settings = Settings.model_validate_json(sys.stdin.buffer.read())
     database = Database(settings.database)
     operations = Operations(database)
     claim = Claim(operation, int(attempt), OperationMetadata.Kind.Value(kind))

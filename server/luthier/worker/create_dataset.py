@@ -42,7 +42,7 @@ def work(job: Job) -> Publish:
     )
 
     def record(connection: sa.Connection) -> Message:
-        return job.tools.registry.add_dataset_version(connection, request.dataset_id, version)
+        return job.tools.registry.add_dataset_version(connection, request.dataset_id, version, job.claim.operation)
 
     return record
 

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
+import structlog
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
-from luthier import bases, bundle, datasets, names
-from luthier.errors import ParityFailed
+from luthier import bases, bundle, datasets, drift, names
+from luthier.errors import Cancelled, ParityFailed
 from luthier.task import PARTS, Task
 from luthier.v1 import dataset_pb2, evaluation_pb2, model_pb2
 from luthier.worker import evaluate, report, variants
-from luthier.worker.job import Job, Publish
+from luthier.worker.job import Job, Paused, Publish
 from luthier.worker.trainer_process import train
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+log = structlog.get_logger()
+
+PROFILED = 10_000
+"""Most examples of the test part that a profile is made of."""
 
 PARITY_EXAMPLES = 5000
 """Most examples that both sides of the parity measurement predict."""
@@ -30,8 +37,12 @@ PARITY_TOLERANCE = 0.005
 
 
 def work(job: Job) -> Publish:
+    """Does what a FineTune asks for."""
+    return tune(job, job.request(model_pb2.FineTuneRequest))
+
+
+def tune(job: Job, request: model_pb2.FineTuneRequest) -> Publish:
     """From a data set and a base to a bundle that was measured and is ready to publish."""
-    request: model_pb2.FineTuneRequest = job.request(model_pb2.FineTuneRequest)
     task = job.tools.plugins.task(request.task)
     dataset = job.tools.registry.dataset_version(names.parse_versioned("datasets", request.dataset, "dataset"))
     data = job.tools.store.bring(job.tools.store.dataset(dataset.digest))
@@ -134,7 +145,10 @@ def _evaluation(
     dataset: dataset_pb2.DatasetVersion,
     examples: pa.Table,
 ) -> tuple[evaluation_pb2.Evaluation | None, report.Draft | None]:
-    """Scores of the bundle that will be served on the whole test part, and their report; None without such a part."""
+    """Scores of the bundle that will be served on the whole test part, and their report; None without such a part.
+
+    What the test part and the predictions for it look like goes into the bundle, for live ones to be compared with.
+    """
     test = datasets.load(data, ["test"])["test"]
     if not test.num_rows:
         return None, None
@@ -142,8 +156,27 @@ def _evaluation(
     if test.num_rows != examples.num_rows:
         predictions = evaluate.predict(task, served.directory, task.instances(test), job.progress)
     evaluation = task.score(test, predictions)
+    _profile(job, task, served.directory, task.instances(test), predictions)
     evaluation.dataset_version, evaluation.split = dataset.name, "test"
     return evaluation, report.prepare(job, task, job.claim.operation, test, predictions)
+
+
+def _profile(
+    job: Job, task: Task, directory: Path, instances: Sequence[Message], predictions: Sequence[Message]
+) -> None:
+    """Writes the profile of at most PROFILED examples into the bundle. A version is not lost for want of one."""
+    chosen = sorted(random.Random(0).sample(range(len(instances)), min(len(instances), PROFILED)))
+    facts = []
+    try:
+        for done, index in enumerate(chosen):
+            if not done % 100:
+                job.progress("profiling", done, len(chosen))
+            facts.append(task.features(instances[index], predictions[index]))
+        drift.save(drift.profile_of(facts), directory)
+    except (Cancelled, Paused):
+        raise
+    except Exception as error:  # Whatever a plugin's code trips over.
+        log.warning("published without a profile", operation=job.claim.operation, exc_info=error)
 
 
 def _seal(job: Job, task: Task, version: model_pb2.ModelVersion, config: Message, judged: str, directory: Path) -> None:

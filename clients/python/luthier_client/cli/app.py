@@ -8,8 +8,29 @@ from typing import Annotated
 import typer
 
 from luthier_client import server
-from luthier_client.cli import bases, catalogue, datasets, evaluate, models, operations, predict, tune
-from luthier_client.cli.session import AddressOption, Globals, JsonOption
+from luthier_client.cli import (
+    access,
+    bases,
+    catalogue,
+    datasets,
+    drift,
+    evaluate,
+    health,
+    models,
+    operations,
+    predict,
+    rollouts,
+    tune,
+)
+from luthier_client.cli.session import (
+    AddressOption,
+    CaOption,
+    CertOption,
+    Globals,
+    JsonOption,
+    KeyOption,
+    TokenOption,
+)
 
 app = typer.Typer(
     help="Fine-tune pretrained models on your data, prove them, and serve them: one gRPC server and its command line.",
@@ -24,10 +45,14 @@ def root(
     ctx: typer.Context,
     address: AddressOption = None,
     json: JsonOption = False,
+    ca: CaOption = None,
+    cert: CertOption = None,
+    key: KeyOption = None,
+    token: TokenOption = None,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     """Notes the options given before the command."""
-    ctx.obj = Globals(address, json)
+    ctx.obj = Globals(address, json, {"ca": ca, "cert": cert, "key": key, "token": token})
     if version:
         import importlib.metadata  # It takes longer than most commands.
 
@@ -68,11 +93,15 @@ def demo(
     raise typer.Exit(luthier_demo.run(chosen, exit_after=exit, home=home))
 
 
+health.add_to(app)
 catalogue.add_to(app)
 bases.add_to(app)
 datasets.add_to(app)
 tune.add_to(app)
+drift.add_to(app)
 operations.add_to(app)
 evaluate.add_to(app)
 models.add_to(app)
 predict.add_to(app)
+access.add_to(app)
+rollouts.add_to(app)

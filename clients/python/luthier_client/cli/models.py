@@ -10,8 +10,8 @@ from rich.table import Table
 
 from luthier.v1.model_pb2 import ModelVersion
 from luthier_client import names
-from luthier_client.cli import output
-from luthier_client.cli.session import Session, command
+from luthier_client.cli import output, rollouts
+from luthier_client.cli.session import Session, WrongUse, command
 
 models = typer.Typer(help="Models, their versions and aliases.", no_args_is_help=True)
 alias = typer.Typer(help="The names that say which version answers.", no_args_is_help=True)
@@ -85,9 +85,20 @@ def versions(session: Session, model: str) -> None:
 
 
 @command(alias, "set")
-def set_alias(session: Session, model: str, name: str, version: int) -> None:
+def set_alias(
+    session: Session,
+    model: str,
+    name: str,
+    version: int,
+    record: Annotated[
+        str, typer.Option(help="What is kept of its calls: off, predictions or inputs. [as before]")
+    ] = "",
+    sample: Annotated[float | None, typer.Option(help="Share of the calls that is kept. [all]")] = None,
+) -> None:
     """Point an alias at a version: promote, or roll back."""
-    changed = session.client.set_alias(model, name, version)
+    if sample is not None and not record:
+        raise WrongUse("--sample goes with --record")
+    changed = session.client.set_alias(model, name, version, rollouts.recording(record, sample))
     session.show(session.document(changed), f"{model}@{name} → {output.short(changed.model_version)}")
 
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from luthier.v1.dataset_pb2 import DataProblem
-from luthier_client.errors import LuthierClientError, OperationFailed, Unreachable
+from luthier_client.errors import LuthierClientError, OperationFailed, Unreachable, Untrusted
 
 MAX_PROBLEMS = 20
 
@@ -108,6 +108,9 @@ def short(version: str) -> str:
 def print_error(console: Console, address: str, error: Exception) -> None:
     """Says what went wrong in a line, and below it each thing to put right."""
     match error:
+        case Untrusted():
+            _print_head(console, f"{address} is not to be trusted: {error.message}")
+            console.print("Name the authority that signed its certificate with --tls-ca or LUTHIER_CA.")
         case Unreachable():
             _print_head(console, f"no server answers at {address}: {error.message}")
             console.print("Start one with `luthier serve`, or name another with --address or LUTHIER_ADDRESS.")

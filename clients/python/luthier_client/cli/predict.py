@@ -54,6 +54,8 @@ def predict(
     dataset: Annotated[
         str | None, typer.Option(help="Predict for a part of a data set, NAME or NAME/VERSION, as an operation.")
     ] = None,
+    key: Annotated[str, typer.Option(help="Whom the call is for: it stays with one side of a rollout.")] = "",
+    ids: Annotated[bool, typer.Option("--ids", help="Say which version answered, and the id for feedback.")] = False,
     split: Annotated[str, typer.Option(help="That part: train, validation or test.")] = "test",
 ) -> None:
     """Predict with a served model."""
@@ -83,11 +85,16 @@ def predict(
         output_file.write_bytes(rendered.picture)
         session.note(f"{output_file}: {rendered.media_type}")
         predictions = [rendered.prediction]
+        named = {"model_version": rendered.model_version, "prediction_id": rendered.prediction_id}
     else:
-        predictions = client.predict(model, instances, method=chosen.method)
+        predictions = found = client.predict(model, instances, method=chosen.method, key=key)
+        named = {"model_version": found.model_version, "prediction_id": found.prediction_id}
     documents = [session.document(prediction) for prediction in predictions]
+    shown_inputs = [shown(given) for given in inputs or []] + [f.name for f in file or []]
     session.show(
-        documents, *readable([shown(given) for given in inputs or []] + [f.name for f in file or []], documents)
+        {**named, "predictions": documents} if ids else documents,
+        *readable(shown_inputs, documents),
+        *([output.facts(named)] if ids else []),
     )
 
 

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import typer
@@ -31,6 +31,22 @@ AddressOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document, for scripts.")]
 
+_CREDENTIALS = {
+    "ca": ("--tls-ca", "LUTHIER_CA", "PEM file of the authority that signed the server's certificate."),
+    "cert": ("--tls-cert", "LUTHIER_CERT", "PEM file of a certificate of your own, for a server that wants one."),
+    "key": ("--tls-key", "LUTHIER_KEY", "PEM file of its key."),
+    "token": ("--token", "LUTHIER_TOKEN", "Says who you are. The variable is seen by fewer."),
+}
+"""What a connection may take, by the names of the client: option, variable, help."""
+
+
+def _credential(name: str, *, hidden: bool) -> Any:
+    option, variable, help = _CREDENTIALS[name]
+    return Annotated[str | None, typer.Option(option, help=f"{help} [${variable}]", hidden=hidden)]
+
+
+CaOption, CertOption, KeyOption, TokenOption = (_credential(name, hidden=False) for name in _CREDENTIALS)
+
 
 class WrongUse(Exception):
     """A command line that cannot be meant; the message says what would do."""
@@ -42,15 +58,21 @@ class Globals:
 
     address: str | None = None
     json: bool = False
+    credentials: Mapping[str, str | None] = field(default_factory=dict)
+    """By their names in the client."""
 
 
 class Session:
     """One command's connection, and where it prints: results to stdout, everything else to stderr."""
 
-    def __init__(self, address: str, *, json: bool) -> None:
+    def __init__(self, address: str, credentials: Mapping[str, Any], *, json: bool) -> None:
+        """Raises WrongUse for credentials that cannot be used, OSError where a file of them cannot be read."""
         self.address = address
         self.json = json
-        self.client = Client(address)
+        try:
+            self.client = Client(address, **credentials)
+        except ValueError as error:
+            raise WrongUse(str(error)) from error
         self.out = Console(highlight=False)
         self.err = Console(stderr=True, highlight=False)
 
@@ -84,23 +106,31 @@ def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Call
             given: Globals = ctx.obj or Globals()
             # The variable comes last: an option before the command counts for more than the environment.
             chosen = address or given.address or os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS
-            session = Session(chosen, json=json or given.json)
-            with session.client:
-                try:
+            credentials = {
+                name: arguments.pop(f"own_{name}") or given.credentials.get(name) or os.environ.get(variable) or ""
+                for name, (_, variable, _) in _CREDENTIALS.items()
+            }
+            try:
+                session = Session(
+                    chosen, {name: value for name, value in credentials.items() if value}, json=json or given.json
+                )
+                with session.client:
                     function(session, **arguments)
-                except BrokenPipeError:
-                    # Whoever read the output has enough; typer ends quietly.
-                    raise
-                except (LuthierClientError, WrongUse, OSError) as error:
-                    output.print_error(session.err, session.address, error)
-                    raise typer.Exit(status_of(error)) from error
+            except BrokenPipeError:
+                # Whoever read the output has enough; typer ends quietly.
+                raise
+            except (LuthierClientError, WrongUse, OSError) as error:
+                output.print_error(Console(stderr=True, highlight=False), chosen, error)
+                raise typer.Exit(status_of(error)) from error
 
         _, *own = inspect.signature(function, eval_str=True).parameters.values()
-        added = {"ctx": typer.Context, "address": AddressOption, "json": JsonOption}
-        defaults: Mapping[str, Any] = {"ctx": inspect.Parameter.empty, "address": None, "json": False}
+        # Said once, before the command, they would fill each command's help.
+        hidden = {f"own_{name}": _credential(name, hidden=True) for name in _CREDENTIALS}
+        added = {"ctx": typer.Context, "address": AddressOption, "json": JsonOption, **hidden}
+        defaults: Mapping[str, Any] = {"ctx": inspect.Parameter.empty, "json": False}
         keyword = inspect.Parameter.KEYWORD_ONLY
         parameters = [parameter.replace(kind=keyword) for parameter in own] + [
-            inspect.Parameter(name, keyword, default=defaults[name], annotation=annotation)
+            inspect.Parameter(name, keyword, default=defaults.get(name), annotation=annotation)
             for name, annotation in added.items()
         ]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -371,8 +371,11 @@ class SegmentResponse(_message.Message):
 
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
     PREDICTIONS_FIELD_NUMBER: _builtins.int
+    PREDICTION_ID_FIELD_NUMBER: _builtins.int
     model_version: _builtins.str
     """The version that answered."""
+    prediction_id: _builtins.str
+    """Names this call's predictions: `RecordFeedback` takes it, with the index of one of them."""
     @_builtins.property
     def predictions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Prediction]:
         """One for each image, in order."""
@@ -382,10 +385,11 @@ class SegmentResponse(_message.Message):
         *,
         model_version: _builtins.str = ...,
         predictions: _abc.Iterable[Global___Prediction] | None = ...,
+        prediction_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version", "predictions", b"predictions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version", "prediction_id", b"prediction_id", "predictions", b"predictions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
