@@ -92,7 +92,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
     ) -> model_pb2.ListModelsResponse:
         """A page, by name."""
         size, key = paging.size_of(request.page_size), paging.key_of(request.page_token, str)
-        found = self._registry.models(request.task, key[0] if key else "", size + 1)
+        found = self._registry.models(names.check_task(request.task), key[0] if key else "", size + 1)
         token = paging.token_of(found[size - 1].name.partition("/")[2]) if len(found) > size else ""
         for model in found:
             self._mark(model.latest_version)

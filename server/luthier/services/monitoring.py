@@ -42,7 +42,7 @@ class MonitoringService(monitoring_pb2_grpc.MonitoringServiceServicer):
     ) -> monitoring_pb2.ListDriftWindowsResponse:
         """A page, newest first, with the features that moved: with all those of many windows it would be megabytes."""
         model, number = self._registry.resolve(request.model, "model")
-        size, key = paging.size_of(request.page_size), paging.key_of(request.page_token)
+        size, key = paging.size_of(request.page_size), paging.key_of(request.page_token, float)
         found = self._monitoring.windows(model, number, _end_of(key), size + 1)
         token = paging.token_of(found[size - 1][0]) if len(found) > size else ""
         for _, window in found:
