@@ -67,7 +67,7 @@ class _Finder:
     def place(self, names: list[str]) -> str:
         """The path of the field whose parents and self have these names."""
         value: Any = json.loads(self._text) if names else None
-        message: Descriptor | None = self._kind.DESCRIPTOR
+        message: Any = self._kind.DESCRIPTOR
         found = []
         for name in names:
             value = value.get(name) if isinstance(value, dict) else None
