@@ -220,7 +220,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
                 raise InvalidArgument({"dataset_id": f"{dataset.name} is of the task {dataset.task}, not {task.id}"})
         bounds = {name: getattr(request, name) for name in ("since", "until")}
         if wrong := [name for name, at in bounds.items() if not (0 <= at.seconds < LAST_S and 0 <= at.nanos < 10**9)]:
-            raise InvalidArgument({name: "it is not between 1970 and 9999" for name in wrong})
+            raise InvalidArgument(dict.fromkeys(wrong, "it is not between 1970 and 9999"))
         if (request.since.seconds, request.since.nanos) >= (request.until.seconds, request.until.nanos):
             raise InvalidArgument({"since": "it is not before `until`"})
         self._fill_config(task, request)
