@@ -67,7 +67,7 @@ GUARDS = [
     ),
     Guard(
         "harm: no code in a checkpoint is run",
-        "tests/security/test_checkpoints.py::test_checkpoints_with_code",
+        "tests/security/test_checkpoints.py::test_reading_runs_nothing",
         "luthier/toolkit/backbones.py",
         'map_location="cpu", weights_only=True)',
         'map_location="cpu", weights_only=False)',
