@@ -72,7 +72,7 @@ RANKED = items.Prediction(items=[items.ScoredItem(item=name, score=1) for name i
         ("text-classification", SEVERAL, [texts.Example(label="b"), texts.Example(label="a")], 1.0),
         ("text-classification", SEVERAL, [texts.Example(label="a")], 0.0),
         ("text-classification", texts.Prediction(label="a"), [texts.Example(label="a"), texts.Example()], 0.0),
-        ("text-classification", texts.Prediction(label="a"), [texts.Example()], 1.0),
+        ("text-classification", texts.Prediction(label="a"), [texts.Example()] * 2, 1.0),
         ("image-classification", images.Prediction(label="cat"), [images.Example(label="cat")], 1.0),
         ("entity-recognition", FOUND, [entities.Example(entities=[entities.Span(start=0, end=3, label="PER")])], 1.0),
         ("entity-recognition", FOUND, [entities.Example()], 0.0),
