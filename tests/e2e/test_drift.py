@@ -31,7 +31,7 @@ from luthier.v1 import (
     prediction_pb2_grpc,
 )
 from scrapes import scrape, value, wait_for_lines
-from support import LONG, Server, children, create_dataset, fine_tune, interactions, serving, status_of, until_training
+from support import Server, children, create_dataset, fine_tune, interactions, serving, status_of, until_training
 
 Drift = monitoring_pb2.Drift
 EASE = recommendation.Config(algorithm=recommendation.ALGORITHM_EASE, regularization=10)
@@ -275,7 +275,11 @@ def test_an_attempt_that_dies_between_both_steps_makes_no_second_data_set(tmp_pa
         prepare(server, tmp_path)
         feed(server)
         request = retune(server)
-        request.config.Pack(LONG)
+        request.config.Pack(
+            recommendation.Config(
+                algorithm=recommendation.ALGORITHM_BPR, factors=128, regularization=0.01, iterations=3000
+            )
+        )
         operation = server.stub(model_pb2_grpc.ModelServiceStub).FineTuneFromFeedback(request)
         until_training(server, operation)
         answer = ask(server, users(3))
