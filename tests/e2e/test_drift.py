@@ -240,7 +240,7 @@ def test_one_call_makes_a_data_set_of_feedback_and_tunes_on_it(tmp_path: Path) -
         assert models.FineTuneFromFeedback(request).name == operation.name
         version = server.result(operation, model_pb2.ModelVersion)
         assert version.name == "models/shop/versions/2"
-        assert version.base == "models/shop/versions/1"
+        assert not version.base
         assert version.dataset_version == "datasets/shop-feedback/versions/1"
         [made] = versions_of(server, "shop-feedback")
         assert made.feedback.model_version == "models/shop/versions/1"
@@ -274,11 +274,12 @@ def test_an_attempt_that_dies_between_both_steps_makes_no_second_data_set(tmp_pa
     with serving(tmp_path) as server:
         prepare(server, tmp_path)
         feed(server)
-        slow = recommendation.Config(
-            algorithm=recommendation.ALGORITHM_BPR, factors=128, regularization=0.01, iterations=3000
-        )
         request = retune(server)
-        request.config.Pack(slow)
+        request.config.Pack(
+            recommendation.Config(
+                algorithm=recommendation.ALGORITHM_BPR, factors=128, regularization=0.01, iterations=3000
+            )
+        )
         operation = server.stub(model_pb2_grpc.ModelServiceStub).FineTuneFromFeedback(request)
         until_training(server, operation)
         answer = ask(server, users(3))

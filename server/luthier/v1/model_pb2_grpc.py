@@ -108,7 +108,7 @@ class ModelServiceServicer:
 
     def FineTuneFromFeedback(self, request, context):
         """Makes a version of a data set out of live predictions whose labels came back, and tunes the version that made them on
-        it, all in one operation. Its response is the new ModelVersion.
+        it, all in one operation. Models of a task that has no bases are made anew. Its response is the new ModelVersion.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -41,7 +41,7 @@ class ModelServiceStub:
     """
     FineTuneFromFeedback: _grpc.UnaryUnaryMultiCallable[_model_pb2.FineTuneFromFeedbackRequest, _operations_pb2.Operation]
     """Makes a version of a data set out of live predictions whose labels came back, and tunes the version that made them on
-    it, all in one operation. Its response is the new ModelVersion.
+    it, all in one operation. Models of a task that has no bases are made anew. Its response is the new ModelVersion.
     """
     GetModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.Model]
     """Returns a model with its aliases."""
@@ -73,7 +73,7 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """
     FineTuneFromFeedback: _aio.UnaryUnaryMultiCallable[_model_pb2.FineTuneFromFeedbackRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Makes a version of a data set out of live predictions whose labels came back, and tunes the version that made them on
-    it, all in one operation. Its response is the new ModelVersion.
+    it, all in one operation. Models of a task that has no bases are made anew. Its response is the new ModelVersion.
     """
     GetModel: _aio.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.Model]  # type: ignore[assignment]
     """Returns a model with its aliases."""
@@ -114,7 +114,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
         """Makes a version of a data set out of live predictions whose labels came back, and tunes the version that made them on
-        it, all in one operation. Its response is the new ModelVersion.
+        it, all in one operation. Models of a task that has no bases are made anew. Its response is the new ModelVersion.
         """
 
     @_abc_1.abstractmethod

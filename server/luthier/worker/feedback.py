@@ -38,13 +38,15 @@ def work(job: Job) -> Publish:
     registry = job.tools.registry
     model, number = registry.resolve(request.model, "model")
     version = registry.model_version(model, number)
+    task = job.tools.plugins.task(version.task)
     dataset = _made(job, request.dataset_id) or _make(job, version, request)
     job.emit({"message": f"tuning {version.name} on {dataset.name}, of {dataset.feedback.num_predictions} predictions"})
     tuning = model_pb2.FineTuneRequest(
         model_id=model,
         task=version.task,
         dataset=dataset.name,
-        base=version.name,
+        # What learns from nothing does so again: its models need not be such that a training can begin at them.
+        base=version.name if task.bases else "",
         config=request.config,
         seed=request.seed,
     )
