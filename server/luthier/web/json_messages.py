@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from google.protobuf import json_format
-from google.protobuf.descriptor import Descriptor
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
@@ -67,7 +66,7 @@ class _Finder:
     def place(self, names: list[str]) -> str:
         """The path of the field whose parents and self have these names."""
         value: Any = json.loads(self._text) if names else None
-        message: Descriptor | None = self._kind.DESCRIPTOR
+        message: Any = self._kind.DESCRIPTOR
         found = []
         for name in names:
             value = value.get(name) if isinstance(value, dict) else None
@@ -80,7 +79,7 @@ class _Finder:
             found.append(name)
         return ".".join(found)
 
-    def _wrong(self, kind: Descriptor, values: list[Any]) -> Iterator[tuple[int, Any]]:
+    def _wrong(self, kind: Any, values: list[Any]) -> Iterator[tuple[int, Any]]:
         for index, value in enumerate(values):
             try:
                 json_format.ParseDict(value, GetMessageClass(kind)(), descriptor_pool=self._pool)
