@@ -46,6 +46,7 @@ from luthier.services.batch_predictions import BatchPredictionService
 from luthier.services.binding import PooledServer
 from luthier.services.datasets import DatasetService
 from luthier.services.evaluations import EvaluationService
+from luthier.services.health import Health
 from luthier.services.interceptor import CallInterceptor
 from luthier.services.models import ModelService
 from luthier.services.monitoring import MonitoringService
@@ -168,8 +169,7 @@ class App:
         )
         self._monitoring = Monitoring(self._database, self._registry, self._store, self._plugins, self._journal)
         self._watch = Watch(self._monitoring, settings.drift_interval_s, settings.drift_window_s)
-        # Its other form answers by a callback, which no interceptor understands.
-        self._health = health.HealthServicer(experimental_non_blocking=False)
+        self._health = Health()
         self._control = ThreadPoolExecutor(settings.control_threads, thread_name_prefix="control")
         self._streams = ThreadPoolExecutor(settings.stream_threads, thread_name_prefix="stream")
         # Whoever asks for the health is not to wait for the calls that use the database.

@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from luthier import sources
+from luthier.redaction import redact
 from luthier.v1 import base_pb2
 
 LIBRARIES = ("timm", "torchvision", "transformers")
@@ -210,7 +211,7 @@ def to_proto(entry: Entry) -> base_pb2.Base:
         input=entry.input,
         languages=entry.languages,
         license=entry.license,
-        sources=entry.sources,
+        sources=map(redact, entry.sources),
         imported=entry.imported,
         import_report=entry.report,
     )

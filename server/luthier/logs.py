@@ -6,6 +6,7 @@ import logging
 import sys
 import threading
 import uuid
+from typing import Any
 
 import structlog
 from google.rpc import code_pb2, error_details_pb2, status_pb2
@@ -47,7 +48,7 @@ def configure(**always: object) -> None:
     threading.excepthook = lambda ended: _end(ended.exc_type, ended.exc_value or ended.exc_type(), None)
 
 
-def _without_secrets(_logger: WrappedLogger, _method: str, line: str) -> str:
+def _without_secrets(_logger: WrappedLogger, _method: str, line: Any) -> str:
     return redact(line)
 
 

@@ -61,7 +61,6 @@ class Monitoring:
         version = self._registry.model_version(model, number)
         task = self._plugins.task(version.task)
         profile = self._profile(version)
-        self._journal.flush()
         facts = []
         for count, one in enumerate(self._journal.each(version.name, since, until, MOST_LOOKED_AT)):
             if not count % 16:
@@ -74,6 +73,10 @@ class Monitoring:
         result.end_time.CopyFrom(timestamp(until))
         self._score(task, version, since, until, result)
         return result
+
+    def settle(self) -> None:
+        """Has what this process predicted so far written."""
+        self._journal.flush()
 
     def has_any(self, model: str, number: int, since: float, until: float) -> bool:
         """Whether a version made a recorded prediction in a window."""

@@ -62,6 +62,13 @@ def check_id(id: str, field: str) -> str:
     )
 
 
+def check_task(task: str) -> str:
+    """Returns the id of a task that a listing is to be of, or none; raises InvalidArgument."""
+    if not task or _FORMS["tasks/{task}"].fullmatch(f"tasks/{task}"):
+        return task
+    raise InvalidArgument({"task": f"{task!r} is no id of a task"})
+
+
 def parse_versioned(collection: str, name: str, field: str) -> Versioned:
     """Reads `{collection}/{id}` or `{collection}/{id}/versions/{number}`."""
     if match := re.fullmatch(f"{collection}/({ID})(?:/versions/([1-9][0-9]{{0,8}}))?", name):

@@ -22,7 +22,15 @@ from google.rpc import code_pb2, status_pb2
 from luthier.access import quotas
 from luthier.access.principal import actor
 from luthier.database import Database, bump, events, insert_or_skip, now, operations
-from luthier.errors import AlreadyExists, Cancelled, FailedPrecondition, LuthierError, NotFound, Unavailable
+from luthier.errors import (
+    AlreadyExists,
+    Cancelled,
+    FailedPrecondition,
+    InvalidArgument,
+    LuthierError,
+    NotFound,
+    Unavailable,
+)
 from luthier.v1 import base_pb2, batch_prediction_pb2, dataset_pb2, evaluation_pb2, model_pb2, operation_pb2
 from luthier.v1.operation_pb2 import OperationMetadata
 
@@ -47,6 +55,9 @@ one could go on from, an operation fails."""
 
 POSTPONED_S = 10.0
 """How long an operation waits for a store that is away before another attempt."""
+
+MOST_REQUEST_ID = 200
+"""Characters of a request id."""
 
 WAITING = (OperationMetadata.STATE_PENDING, OperationMetadata.STATE_PAUSED)
 OPEN = (*WAITING, OperationMetadata.STATE_RUNNING)
@@ -79,9 +90,9 @@ class Operations:
     def repeated(self, kind: Kind, asked: Request) -> operations_pb2.Operation | None:
         """The operation that this request started when it came before, by its `request_id`; None where it is new.
 
-        Raises AlreadyExists where the id came with another request.
+        Raises AlreadyExists where the id came with another request, InvalidArgument where it is none.
         """
-        if not asked.request_id:
+        if not _request_id(asked):
             return None
         query = sa.select(operations).where(operations.c.request_id == asked.request_id)
         with self._database.read() as connection:
@@ -107,7 +118,7 @@ class Operations:
             "state": OperationMetadata.STATE_PENDING,
             "target": target,
             "request": (completed or asked).SerializeToString(deterministic=True),
-            "request_id": asked.request_id or None,
+            "request_id": _request_id(asked),
             "fingerprint": _fingerprint(kind, asked),
             "attempt": 0,
             "faults": 0,
@@ -343,6 +354,15 @@ class Operations:
             _append(connection, row.id, [operation_pb2.OperationEvent(message="given back for another attempt")])
             if row.pause_requested:
                 _turn(connection, row.id, OperationMetadata.STATE_PAUSED)
+
+
+def _request_id(asked: Request) -> str | None:
+    """The id of a request, None where it has none; raises InvalidArgument."""
+    # Not every database takes every character.
+    if not asked.request_id.isprintable() or len(asked.request_id) > MOST_REQUEST_ID:
+        why = f"it has other than printable characters, or more than {MOST_REQUEST_ID}"
+        raise InvalidArgument({"request_id": why})
+    return asked.request_id or None
 
 
 def to_proto(row: Row) -> operations_pb2.Operation:

@@ -71,7 +71,7 @@ class Settings(BaseSettings):
         description="Threads that predict, in each process. Default: as many as cores, shared by the processes.",
     )
     most_waiting: int = Field(64, ge=1, description="Most predictions that may wait for one model; others are refused.")
-    control_threads: int = Field(8, ge=1, description="Threads for calls that use the database, and for health.")
+    control_threads: int = Field(8, ge=1, description="Threads for calls that use the database.")
     stream_threads: int = Field(256, ge=1, description="Most streams (watches, uploads, downloads) open at once.")
     max_request_bytes: int = Field(16 * 2**20, ge=2**20, description="Largest message taken in.")
     trainings: int = Field(1, ge=0, description="Fine-tunes run at once by this process; 0: none.")

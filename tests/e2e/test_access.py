@@ -21,7 +21,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 import luthier.database as db
 from credentials import AUDIENCE, ISSUER, Issuer, bearer, holding
 from luthier import plugins
-from luthier.access.policy import RULES, Field, Policy, Rule, Short
+from luthier.access.policy import RULES, Field, Id, Policy, Rule, Short
 from luthier.access.principal import Role
 from luthier.database import Database
 from luthier.operations import Operations
@@ -34,15 +34,18 @@ from luthier.v1 import (
     model_pb2_grpc,
     prediction_pb2,
     prediction_pb2_grpc,
+    rollout_pb2,
 )
 from luthier.v1.operation_pb2 import OperationMetadata
 from support import ROOT, Server, serving
 
 ROLES = [Role.VIEWER, Role.CALLER, Role.TUNER, Role.ADMIN]
 NOWHERE = "f" * 32
+NOTHING = dict.fromkeys(["operation", "evaluation", "rollout", "prediction"], NOWHERE)
+ROLLOUT, PREDICTION = "d" * 32, "0" * 24
 REFUSED = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
-NAMING = {"model", "model_name", "model_id", "model_version", "dataset", "dataset_id", "base"}
-"""Fields of requests that name a model or a data set, whatever the method."""
+NAMING = {"model", "model_name", "model_id", "model_version", "alias", "dataset", "dataset_id", "base", "prediction_id"}
+"""Fields of requests that name a model, a data set or what was made of them, whatever the method."""
 NAMES_NOTHING = {
     # Of these, `name` and `parent` are of tasks, bases, tokens or nothing.
     "/luthier.v1.TaskService/GetTask",
@@ -118,12 +121,32 @@ def furnish(home: Path) -> dict[str, str]:
             connection.execute(db.model_versions.insert().values(version))
         of = {"model": "other", "model_number": 1, "dataset": "other", "dataset_number": 1, "create_time": 0.0}
         connection.execute(db.evaluations.insert().values(id=evaluation, record=record.SerializeToString(), **of))
+        rollout = rollout_pb2.Rollout(
+            name=f"rollouts/{ROLLOUT}",
+            alias="models/other/aliases/production",
+            state=rollout_pb2.Rollout.STATE_ROLLED_BACK,
+        )
+        of = {
+            "model": "other",
+            "alias": "production",
+            "looks": 0,
+            "next_look": 0,
+            "last_sequence": 0,
+            "create_time": 0.0,
+        }
+        of |= {"state": rollout.state, "record": rollout.SerializeToString(), "last_sequence": 0}
+        connection.execute(db.rollouts.insert().values(id=ROLLOUT, **of))
+        of = {"alias": rollout.alias, "rollout": ROLLOUT, "caller": "", "create_time": time.time(), "prediction": b""}
+        values = {"id": PREDICTION, "index": 0, "version": "models/other/versions/1", **of}
+        connection.execute(db.predictions.insert().values(values))
     database.close()
     return {
         "model": "other",
         "dataset": "other",
         "operation": operation.name.partition("/")[2],
         "evaluation": evaluation,
+        "rollout": ROLLOUT,
+        "prediction": PREDICTION,
     }
 
 
@@ -234,7 +257,7 @@ def refused(guarded: Guarded, token: str) -> None:
 @pytest.mark.parametrize("kind", ["static", "JWT"])
 def test_each_role_may_call_what_the_table_says(guarded: Guarded, kind: str) -> None:
     """Not more, and not less; in calls that name what is not there, so that nothing changes."""
-    mine = {"model": "mine-not-there", "dataset": "mine-not-there", "operation": NOWHERE, "evaluation": NOWHERE}
+    mine = {"model": "mine-not-there", "dataset": "mine-not-there", **NOTHING}
     scope = {"luthier_models": ["mine*"], "luthier_datasets": ["mine*"]}
     for name, rule in policy_of(guarded.methods).items():
         assert rule is not None
@@ -255,7 +278,7 @@ def test_nothing_outside_a_scope_can_be_named(guarded: Guarded, kind: str) -> No
         token = guarded.scoped[Role.ADMIN] if kind == "static" else guarded.issuer.token("admin", **scope)
         for field in rule.fields:
             # All others are within it.
-            mine = {"model": "mine", "dataset": "mine", "operation": NOWHERE, "evaluation": NOWHERE}
+            mine = {"model": "mine", "dataset": "mine", **NOTHING}
             values = filled(rule, mine) | filled(Rule(rule.role, [field]), guarded.theirs)
             code = call(guarded, name, token, values)
             assert code is grpc.StatusCode.PERMISSION_DENIED, f"{name} with another's {field.name}: {code}"
@@ -326,7 +349,7 @@ def test_who_changed_what_is_written_down(guarded: Guarded) -> None:
 def filled(rule: Rule, ids: Mapping[str, str]) -> dict[str, str]:
     """The fields of a request that name resources, with these ids."""
     return {
-        field.name: ids[field.kind] if isinstance(field, Short) else resource(field, ids[field.kind])
+        field.name: ids[field.kind] if isinstance(field, Short | Id) else resource(field, ids[field.kind])
         for field in rule.fields
     }
 

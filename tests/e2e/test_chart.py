@@ -45,6 +45,7 @@ SETS: dict[str, dict[str, Any]] = {
         path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted((DEPLOY / "helm").glob("*.yaml"))
     },
     "tls": {**TLS, "metrics": {"enabled": False}},
+    "http": {**TLS, "metrics": {"enabled": False}, "http": {"enabled": True, "origins": ["https://shop.example"]}},
     "mutual": {**TLS, "tls": {"existingSecret": "pair", "clientCertificates": True}, "drainSeconds": 90.5},
     "tokens": {
         **TLS,
@@ -58,12 +59,6 @@ SETS: dict[str, dict[str, Any]] = {
     "kept": {**SEVERAL, "insecure": True, "replicas": 3, "settings": {"poll_s": 0.2, "serve_device": "cuda"}},
 }
 """The sets that the repository ships, and more."""
-if "http_listen" in Settings.model_fields:
-    SETS["http"] = {
-        **TLS,
-        "metrics": {"enabled": False},
-        "http": {"enabled": True, "origins": ["https://shop.example"]},
-    }
 
 
 @pytest.fixture(scope="module")

@@ -59,6 +59,7 @@ def prepare(server: Server, home: Path) -> None:
             recording=model_pb2.Recording(mode=model_pb2.Recording.MODE_INPUTS),
         )
     )
+    time.sleep(1.0)  # Each process hears of it within a quarter of a second.
 
 
 def users(count: int, seed: int = 0) -> list[recommendation.Instance]:
@@ -78,8 +79,10 @@ def tell(server: Server, answer: recommendation.RecommendResponse, index: int, *
 
 
 def look(server: Server, since: float, model: str = "models/shop") -> monitoring_pb2.Drift:
+    end = time.time() + 1
     request = monitoring_pb2.GetDriftRequest(model=model)
-    request.window.FromMilliseconds(int((time.time() - since) * 1000))
+    request.window.FromMilliseconds(int((end - since) * 1000))
+    request.end_time.FromMilliseconds(int(end * 1000))
     return server.stub(monitoring_pb2_grpc.MonitoringServiceStub).GetDrift(request)
 
 

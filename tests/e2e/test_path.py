@@ -236,6 +236,7 @@ def test_reflection_lists_every_service(server: Server) -> None:
         "luthier.v1.EvaluationService",
         "luthier.v1.PredictionService",
         "luthier.v1.OperationService",
+        "luthier.v1.RolloutService",
         "google.longrunning.Operations",
         "grpc.health.v1.Health",
         "inference.GRPCInferenceService",

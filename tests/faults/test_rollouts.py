@@ -333,9 +333,11 @@ def test_replicas_follow_and_one_decides(home: Path) -> None:
         watch = threading.Thread(target=lambda: decided.extend(events(two, rollout, 60)))
         watch.start()
         while not decided:
-            response = ask(two, ("luthier-key", str(draw.random())))
+            # Some at a time: feedback on one that its replica is about to write waits for that.
+            ids = [ask(two, ("luthier-key", str(draw.random()))).prediction_id for _ in range(40)]
             try:
-                tell(one, response.prediction_id, draw.gauss(0, 0.3))
+                for id in ids:
+                    tell(one, id, draw.gauss(0, 0.3))
             except grpc.RpcError as error:
                 assert error.code() == grpc.StatusCode.NOT_FOUND  # noqa: PT017 - it is over
                 break

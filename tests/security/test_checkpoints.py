@@ -121,6 +121,18 @@ def test_checkpoints_with_code(importing: Server, tmp_path: Path) -> None:
     assert not (Path("/tmp") / "slipped").exists()
 
 
+@pytest.mark.parametrize("make", CHECKPOINTS.values(), ids=CHECKPOINTS)
+def test_reading_runs_nothing(tmp_path: Path, make: Callable[[Path], bytes]) -> None:
+    pytest.importorskip("torch")
+    from luthier.toolkit.backbones import read_state
+
+    canary, path = tmp_path / "canary", tmp_path / "weights"
+    path.write_bytes(make(canary))
+    with pytest.raises(ValueError, match=r"^(is|holds)"):
+        read_state(path)
+    assert not canary.exists()
+
+
 def test_the_canary_sings(tmp_path: Path) -> None:
     """Where its code is run, it is seen: without it, its absence would say nothing."""
     for make in (plain_pickle, old_pickle):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,14 @@ import pytest
 from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.protobuf import any_pb2, struct_pb2
 from google.rpc import code_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from luthier.oip.v2 import open_inference_pb2 as oip
 from luthier.tasks.recommendation.v1 import recommendation_pb2 as pb
 from luthier.tasks.recommendation.v1 import recommendation_pb2_grpc as pb_grpc
-from luthier.v1 import base_pb2, model_pb2, prediction_pb2
+from luthier.v1 import base_pb2, dataset_pb2, model_pb2, prediction_pb2
 from luthier_client import Client
-from support import Server, interactions, status_of
+from support import Server, interactions, serving, status_of
 from wire import nested
 
 MOST_GROWTH_MB = 320
@@ -87,15 +90,17 @@ def test_a_million_instances(shop: Server, method: str) -> None:
 
 def test_many_of_other_things(shop: Server) -> None:
     before = peak_mb(shop)
-    files = b"\x22\0" * 1_000_000
-    code, said = ended(shop, CREATE, b"\x0a\x01n\x12\x0erecommendation" + files)
-    assert (code, "files: 1000000" in said) == (grpc.StatusCode.INVALID_ARGUMENT, True)
+    data = dataset_pb2.CreateDatasetRequest(
+        dataset_id="n", task="recommendation", files=[dataset_pb2.DatasetFile()] * 300_000
+    )
+    code, said = ended(shop, CREATE, data.SerializeToString())
+    assert (code, "files: 300000" in said) == (grpc.StatusCode.INVALID_ARGUMENT, True)
     weights = base_pb2.ImportBaseRequest(base_id="n", architecture="m", files=[base_pb2.ImportedFile()] * 300_000)
     code, said = ended(shop, IMPORT, weights.SerializeToString())
     assert (code, "files: 300000" in said) == (grpc.StatusCode.INVALID_ARGUMENT, True)
     inputs = oip.ModelInferRequest(model_name="large-shop").SerializeToString() + b"\x2a\0" * 1_000_000
     assert ended(shop, INFER, inputs)[0] is grpc.StatusCode.INVALID_ARGUMENT
-    one = pb.RecommendRequest(model="large-shop", instances=[pb.Instance(items=["i1"] * 1_000_000)])
+    one = pb.RecommendRequest(model="large-shop", instances=[pb.Instance(history=["i1"] * 1_000_000)])
     assert ended(shop, RECOMMEND, one.SerializeToString())[0] in (OK, grpc.StatusCode.INVALID_ARGUMENT)
     print(f"many of other things: the peak grew by {peak_mb(shop) - before:.0f} MB")
     assert peak_mb(shop) - before < MOST_GROWTH_MB
@@ -190,3 +195,19 @@ def test_durations_out_of_range(shop: Server) -> None:
         request = operations_pb2.WaitOperationRequest(name=name)
         request.timeout.seconds, request.timeout.nanos = seconds, nanos
         assert stub.WaitOperation(request, timeout=10).name == name
+
+
+def test_health_waits_for_no_call_that_waits_for_the_database(tmp_path: Path) -> None:
+    with serving(tmp_path, "--control-threads", "2", "--jobs", "0") as server:
+        name = "operations/" + "0" * 32
+        cancel = server.stub(operations_pb2_grpc.OperationsStub).CancelOperation
+        with sqlite3.connect(tmp_path / "luthier.db") as held:
+            held.execute("BEGIN IMMEDIATE")
+            calls = [cancel.future(operations_pb2.CancelOperationRequest(name=name), timeout=60) for _ in range(20)]
+            time.sleep(0.3)
+            assert not any(call.done() for call in calls)
+            check = server.stub(health_pb2_grpc.HealthStub).Check
+            assert check(health_pb2.HealthCheckRequest(), timeout=1).status == health_pb2.HealthCheckResponse.SERVING
+            held.rollback()
+        for call in calls:
+            assert call.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE)

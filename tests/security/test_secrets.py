@@ -88,7 +88,7 @@ def test_errors_that_nobody_foresaw(tmp_path: Path) -> None:
         request = prediction_pb2.PredictRequest(model="bad")
         request.instances.add().Pack(regression_pb2.Instance(features=[0]))
         infer = oip.ModelInferRequest(model_name="bad.instances")
-        infer.inputs.add(name="features", datatype="FP32", shape=[1, 1]).contents.fp32_contents.append(0)
+        infer.inputs.add(name="features", datatype="FP64", shape=[1, 1]).contents.fp64_contents.append(0)
         predict, infers = (
             server.stub(prediction_pb2_grpc.PredictionServiceStub),
             server.stub(oip_grpc.GRPCInferenceServiceStub),

@@ -87,3 +87,12 @@ def test_a_retry_is_advised_only_where_it_makes_sense() -> None:
     advised = detail(errors.ResourceExhausted("busy", retry_s=1.5), error_details_pb2.RetryInfo)
     assert (advised.retry_delay.seconds, advised.retry_delay.nanos) == (1, 500_000_000)
     assert len(errors.OutOfMemory("too large").details()) == 1
+
+
+def test_secrets_are_kept_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "https://ann:a-long-password@index/simple"
+    for error in (errors.Unavailable(f"{url} is away", source=url), errors.InvalidArgument({"source": url})):
+        assert "a-long-password" not in str(error.status())
+        assert "a-long-password" not in str(error)
+    problem = DataProblem(file="a.csv", message=url)
+    assert "a-long-password" not in errors.InvalidData([problem]).status().message

@@ -56,6 +56,14 @@ def test_a_request_id_belongs_to_one_request(operations: Operations) -> None:
         operations.submit(KIND, "datasets/y", dataset_pb2.CreateDatasetRequest(dataset_id="y", request_id="once"))
 
 
+@pytest.mark.parametrize("id", ["nul\0", "a\n", "a" * 201])
+def test_a_request_id_that_no_database_takes_is_none(operations: Operations, id: str) -> None:
+    asked = dataset_pb2.CreateDatasetRequest(dataset_id="x", request_id=id)
+    for ask in (lambda: operations.repeated(KIND, asked), lambda: operations.submit(KIND, "datasets/x", asked)):
+        with pytest.raises(InvalidArgument):
+            ask()
+
+
 def test_each_operation_is_claimed_once(operations: Operations) -> None:
     for _ in range(20):
         operations.submit(KIND, "datasets/x", REQUEST)

@@ -48,7 +48,8 @@ class BaseService(base_pb2_grpc.BaseServiceServicer):
         """A page, in the catalogue's order, the imported ones last."""
         size, key = paging.size_of(request.page_size), paging.key_of(request.page_token, int)
         start = key[0] if key else 0
-        found = [entry for entry in self._catalogue.all() if not request.task or request.task in entry.tasks]
+        task = names.check_task(request.task)
+        found = [entry for entry in self._catalogue.all() if not task or task in entry.tasks]
         return base_pb2.ListBasesResponse(
             bases=[bases.proto(entry, self._store.bases) for entry in found[start : start + size]],
             next_page_token=paging.token_of(start + size) if len(found) > start + size else "",

@@ -100,7 +100,7 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
     ) -> dataset_pb2.ListDatasetsResponse:
         """A page, by name."""
         size, key = paging.size_of(request.page_size), paging.key_of(request.page_token, str)
-        found = self._registry.datasets(request.task, key[0] if key else "", size + 1)
+        found = self._registry.datasets(names.check_task(request.task), key[0] if key else "", size + 1)
         token = paging.token_of(found[size - 1].name.partition("/")[2]) if len(found) > size else ""
         return dataset_pb2.ListDatasetsResponse(datasets=found[:size], next_page_token=token)
 

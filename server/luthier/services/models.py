@@ -22,6 +22,8 @@ from luthier.v1 import model_pb2, model_pb2_grpc
 from luthier.v1.operation_pb2 import OperationMetadata
 
 _CHUNK_BYTES = 512 * 1024
+LAST_S = 253_402_300_800
+"""The end of the year 9999, past which a Timestamp has no moments."""
 
 
 class ModelService(model_pb2_grpc.ModelServiceServicer):
@@ -92,7 +94,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
     ) -> model_pb2.ListModelsResponse:
         """A page, by name."""
         size, key = paging.size_of(request.page_size), paging.key_of(request.page_token, str)
-        found = self._registry.models(request.task, key[0] if key else "", size + 1)
+        found = self._registry.models(names.check_task(request.task), key[0] if key else "", size + 1)
         token = paging.token_of(found[size - 1].name.partition("/")[2]) if len(found) > size else ""
         for model in found:
             self._mark(model.latest_version)
@@ -216,7 +218,10 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         else:
             if dataset.task != task.id:
                 raise InvalidArgument({"dataset_id": f"{dataset.name} is of the task {dataset.task}, not {task.id}"})
-        if request.since.ToMicroseconds() >= request.until.ToMicroseconds():
+        bounds = {name: getattr(request, name) for name in ("since", "until")}
+        if wrong := [name for name, at in bounds.items() if not (0 <= at.seconds < LAST_S and 0 <= at.nanos < 10**9)]:
+            raise InvalidArgument(dict.fromkeys(wrong, "it is not between 1970 and 9999"))
+        if (request.since.seconds, request.since.nanos) >= (request.until.seconds, request.until.nanos):
             raise InvalidArgument({"since": "it is not before `until`"})
         self._fill_config(task, request)
 

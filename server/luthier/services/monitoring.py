@@ -29,10 +29,12 @@ class MonitoringService(monitoring_pb2_grpc.MonitoringServiceServicer):
     def GetDrift(self, request: monitoring_pb2.GetDriftRequest, context: grpc.ServicerContext) -> monitoring_pb2.Drift:
         """Looks at one window, now."""
         model, number = self._registry.resolve(request.model, "model")
-        window = request.window.ToNanoseconds() / 1e9 if request.HasField("window") else DAY_S
+        window = request.window.seconds + request.window.nanos / 1e9 if request.HasField("window") else DAY_S
         if not 0 < window <= MOST_DAYS * DAY_S:
             raise InvalidArgument({"window": f"{window:g} s is not above 0 and at most {MOST_DAYS} days"})
-        end = request.end_time.ToNanoseconds() / 1e9 if request.HasField("end_time") else time.time()
+        # What was predicted before the call belongs to a window that ends with it.
+        self._monitoring.settle()
+        end = request.end_time.seconds + request.end_time.nanos / 1e9 if request.HasField("end_time") else time.time()
         if not window <= end < LAST_S:
             raise InvalidArgument({"end_time": "it is not between 1970 and 9999"})
         return self._monitoring.look(model, number, end - window, end)
@@ -42,7 +44,7 @@ class MonitoringService(monitoring_pb2_grpc.MonitoringServiceServicer):
     ) -> monitoring_pb2.ListDriftWindowsResponse:
         """A page, newest first, with the features that moved: with all those of many windows it would be megabytes."""
         model, number = self._registry.resolve(request.model, "model")
-        size, key = paging.size_of(request.page_size), paging.key_of(request.page_token)
+        size, key = paging.size_of(request.page_size), paging.key_of(request.page_token, float)
         found = self._monitoring.windows(model, number, _end_of(key), size + 1)
         token = paging.token_of(found[size - 1][0]) if len(found) > size else ""
         for _, window in found:

@@ -181,6 +181,8 @@ class OpenInferenceService:
     ) -> pb.RepositoryModelUnloadResponse:
         """Takes what a name means out of memory."""
         _check_repository(request.repository_name)
+        if unknown := sorted(request.parameters.keys() - {"unload_dependents"}):
+            raise InvalidArgument({f"parameters.{name}": "is not known" for name in unknown})
         self._pool.unload(request.model_name.removesuffix(INSTANCES))
         return pb.RepositoryModelUnloadResponse()
 

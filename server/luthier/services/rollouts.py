@@ -57,7 +57,7 @@ class RolloutService(rollout_pb2_grpc.RolloutServiceServicer):
     def ListRollouts(self, request: pb.ListRolloutsRequest, context: grpc.ServicerContext) -> pb.ListRolloutsResponse:
         """A page, newest first."""
         model = names.parse("models/{model}", request.model, "model")[0] if request.model else ""
-        size, key = paging.size_of(request.page_size), paging.key_of(request.page_token)
+        size, key = paging.size_of(request.page_size), paging.key_of(request.page_token, float, str)
         found = self._rollouts.page(model, (key[0], key[1]) if key else None, size + 1)
         token = paging.token_of(*found[size - 1][:2]) if len(found) > size else ""
         return pb.ListRolloutsResponse(rollouts=[rollout for *_, rollout in found[:size]], next_page_token=token)

@@ -93,7 +93,8 @@ def _flat(data: Any, where: str) -> list[Any]:
         if not all(isinstance(row, list) for row in data):
             raise _wrong(where, "has rows and elements side by side")
         data = [element for row in data for element in row]
-    return data
+    elements: list[Any] = data
+    return elements
 
 
 def _wrong(field: str, why: str) -> Failure:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
@@ -142,7 +142,7 @@ def _collect(
     return used, pa.concat_tables(tables)
 
 
-def _examples(task: Task, one: Recorded) -> list[dict[str, object]] | None:
+def _examples(task: Task, one: Recorded) -> list[dict[str, Any]] | None:
     """The examples that a prediction and its labels make; None where something that an example needs is missing."""
     instance = unpacked(one.instance, [task.methods[0].instance]) if one.instance else None
     prediction = unpacked(one.prediction, [task.methods[0].prediction])
@@ -150,7 +150,11 @@ def _examples(task: Task, one: Recorded) -> list[dict[str, object]] | None:
     known = [label for label in labels if label is not None]
     if instance is None or prediction is None or not known or len(known) < len(labels):
         return None
-    rows: list[dict[str, object]] = task.truth(known, prediction, instance).to_pylist()
+    rows: list[dict[str, Any]] = task.truth(known, prediction, instance).to_pylist()
+    # As in files, what a label leaves out takes its default.
+    defaults = {f.name: fields.help_of(f).default for f in fields.of(task.example) if fields.help_of(f).default}
+    for row in rows:
+        row.update({name: type(row[name])(text) for name, text in defaults.items() if not row[name]})
     inputs = {field.name for field in instance.DESCRIPTOR.fields}
     needed = [f.name for f in fields.of(task.example) if fields.help_of(f).required and f.name in inputs]
     return rows if all(row[name] for row in rows for name in needed) else None

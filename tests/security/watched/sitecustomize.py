@@ -9,10 +9,11 @@ import sys
 _FILE = os.open(os.environ["LUTHIER_WATCH"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 _OF_PATHS = (
     "open", "os.chmod", "os.chown", "os.link", "os.listdir", "os.mkdir", "os.remove", "os.rename", "os.rmdir",
-    "os.scandir", "os.symlink", "os.truncate", "os.utime", "shutil.copyfile", "shutil.move", "shutil.rmtree", "sqlite3.connect",
+    "os.scandir", "os.symlink", "os.truncate", "os.utime", "shutil.copyfile", "shutil.move", "shutil.rmtree",
+    "sqlite3.connect",
 )  # fmt: skip
 _OF_OTHERS = (
-    "socket.connect", "socket.getaddrinfo", "socket.sendto", "subprocess.Popen", "os.system", "os.exec", 
+    "socket.connect", "socket.getaddrinfo", "socket.sendto", "subprocess.Popen", "os.system", "os.exec",
     "os.posix_spawn", "urllib.Request", "pickle.find_class", "ctypes.dlopen",
 )  # fmt: skip
 

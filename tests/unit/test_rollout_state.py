@@ -64,6 +64,26 @@ def test_fifty_decisions_at_once_are_one(rollouts: Rollouts, database: Database)
     assert rollouts.looks(id) == (1, 100)
 
 
+def test_fifty_hands_at_once_are_one(rollouts: Rollouts, database: Database) -> None:
+    """Half of them would promote, half roll back; who comes too late with the other is told."""
+    id = id_of(rollouts.start(asked()))
+
+    def decide(number: int) -> str:
+        decision: Callable[..., pb.Rollout] = rollouts.promote if number % 2 else rollouts.roll_back
+        try:
+            return pb.Rollout.State.Name(decision(id, f"number {number}").state)
+        except FailedPrecondition as error:
+            return error.message
+
+    with ThreadPoolExecutor(10) as pool:
+        answers = list(pool.map(decide, range(50)))
+    found = kinds(rollouts, id)
+    assert len(found) == 2
+    assert answers.count(f"STATE_{found[1]}") == 25
+    assert sum("has ended: number" in answer for answer in answers) == 25
+    assert (found[1] == "PROMOTED") == (production(database) == TWO)
+
+
 def test_a_look_is_taken_once(rollouts: Rollouts) -> None:
     id = id_of(rollouts.start(asked()))
     for _ in range(3):
