@@ -83,7 +83,8 @@ class _Finder:
         for index, value in enumerate(values):
             try:
                 json_format.ParseDict(value, GetMessageClass(kind)(), descriptor_pool=self._pool)
-            except json_format.ParseError:
+            except Exception:
+                # Whatever the parser raises, it is this one that it cannot read.
                 yield index, value
 
 
