@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from google.protobuf import json_format
-from google.protobuf.descriptor import Descriptor
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
@@ -80,11 +79,12 @@ class _Finder:
             found.append(name)
         return ".".join(found)
 
-    def _wrong(self, kind: Descriptor, values: list[Any]) -> Iterator[tuple[int, Any]]:
+    def _wrong(self, kind: Any, values: list[Any]) -> Iterator[tuple[int, Any]]:
         for index, value in enumerate(values):
             try:
                 json_format.ParseDict(value, GetMessageClass(kind)(), descriptor_pool=self._pool)
-            except json_format.ParseError:
+            except Exception:
+                # Whatever the parser raises, it is this one that it cannot read.
                 yield index, value
 
 
