@@ -32,7 +32,7 @@ class MonitoringService(monitoring_pb2_grpc.MonitoringServiceServicer):
         window = request.window.ToNanoseconds() / 1e9 if request.HasField("window") else DAY_S
         if not 0 < window <= MOST_DAYS * DAY_S:
             raise InvalidArgument({"window": f"{window:g} s is not above 0 and at most {MOST_DAYS} days"})
-        end = request.end_time.ToNanoseconds() / 1e9 if request.HasField("end_time") else time.time()
+        end = request.end_time.seconds + request.end_time.nanos / 1e9 if request.HasField("end_time") else time.time()
         if not window <= end < LAST_S:
             raise InvalidArgument({"end_time": "it is not between 1970 and 9999"})
         return self._monitoring.look(model, number, end - window, end)
