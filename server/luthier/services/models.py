@@ -22,6 +22,8 @@ from luthier.v1 import model_pb2, model_pb2_grpc
 from luthier.v1.operation_pb2 import OperationMetadata
 
 _CHUNK_BYTES = 512 * 1024
+LAST_S = 253_402_300_800
+"""Seconds from 1970 until the year 10000, where protobuf's moments end."""
 
 
 class ModelService(model_pb2_grpc.ModelServiceServicer):
@@ -216,6 +218,9 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         else:
             if dataset.task != task.id:
                 raise InvalidArgument({"dataset_id": f"{dataset.name} is of the task {dataset.task}, not {task.id}"})
+        moments = {"since": request.since, "until": request.until}
+        if odd := [name for name, one in moments.items() if not (0 <= one.seconds < LAST_S and 0 <= one.nanos < 10**9)]:
+            raise InvalidArgument(dict.fromkeys(odd, "it is not between 1970 and 9999"))
         if request.since.ToMicroseconds() >= request.until.ToMicroseconds():
             raise InvalidArgument({"since": "it is not before `until`"})
         self._fill_config(task, request)
