@@ -254,7 +254,7 @@ def test_pages_go_through_all(operations: Operations) -> None:
 def test_a_foreign_page_token_is_refused() -> None:
     from luthier import paging
 
-    assert paging.key_of(paging.token_of(1.5, "a")) == [1.5, "a"]
+    assert paging.key_of(paging.token_of(1.5, "a"), float, str) == [1.5, "a"]
     for token in ("nonsense", "e30=", "\u00e9"):
         with pytest.raises(InvalidArgument):
-            paging.key_of(token)
+            paging.key_of(token, float, str)
