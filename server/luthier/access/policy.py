@@ -226,7 +226,8 @@ RULES: Mapping[str, Rule] = {
     "/inference.GRPCInferenceService/RepositoryModelLoad": Rule(Role.TUNER, [_short("model_name")]),
     "/inference.GRPCInferenceService/RepositoryModelUnload": Rule(Role.TUNER, [_short("model_name")]),
     "/grpc.health.v1.Health/Check": PUBLIC,
-    "/grpc.health.v1.Health/Watch": PUBLIC,
+    # It holds a thread as long as it lasts, of which there is an end.
+    "/grpc.health.v1.Health/Watch": _ANYBODY,
     "/grpc.health.v1.Health/List": _ANYBODY,
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": _ANYBODY,
 }
