@@ -185,7 +185,7 @@ class Settings(BaseSettings):
             raise ValueError(f"{source} is neither a file nor an https URL such as https://id.example.com/keys")
         return source
 
-    @field_validator("http_listen", "metrics_listen", "health_listen")
+    @field_validator("listen", "http_listen", "metrics_listen", "health_listen")
     @classmethod
     def _is_an_address(cls, address: str) -> str:
         if address and not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^:\[\]]+):\d{1,5}", address):
