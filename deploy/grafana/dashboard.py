@@ -105,6 +105,7 @@ LIVE: list[Panel] = [
     ("Score by feedback", "short", of_versions(largest, "luthier_live_score", "metric", "bound")),
     ("Worse than at publication", "bool", of_versions(largest, "luthier_live_score_worse")),
     ("Calibration error", "percentunit", of_versions(largest, "luthier_calibration_error")),
+    ("Given up", "short", {"{{what}}": rate("luthier_dropped_total", SERVERS, "what")}),
     ("End of the newest window", "dateTimeAsIso", of_versions(milliseconds, "luthier_drift_window_end_seconds")),
 ]
 ROWS = {"Predictions": PREDICTIONS, "Live models": LIVE, "Calls": CALLS, "Server": SERVER}
