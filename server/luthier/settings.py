@@ -185,7 +185,15 @@ class Settings(BaseSettings):
             raise ValueError(f"{source} is neither a file nor an https URL such as https://id.example.com/keys")
         return source
 
-    @field_validator("listen", "http_listen", "metrics_listen", "health_listen")
+    @field_validator("listen")
+    @classmethod
+    def _is_no_file(cls, address: str) -> str:
+        # Whoever calls by a socket that is a file is taken for the HTTP front.
+        if not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^:\[\]]*):\d{1,5}", address):
+            raise ValueError(f"{address} is no address with a port, such as 127.0.0.1:50051")
+        return address
+
+    @field_validator("http_listen", "metrics_listen", "health_listen")
     @classmethod
     def _is_an_address(cls, address: str) -> str:
         if address and not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^:\[\]]+):\d{1,5}", address):

@@ -16,6 +16,8 @@ from luthier.errors import DataLoss
 
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 """Of operators. The last are onnxruntime's own."""
+DECLARED = ("ai.onnx.", "com.microsoft.", "com.ms.internal.", "org.pytorch.")
+"""How further domains begin that onnxruntime's own tools declare in each graph they write, and use no operator of."""
 NEVER = frozenset({"EPContext"})
 """Operators that hand a file or a blob to a driver, whatever is in it."""
 _DEEPEST = 32
@@ -63,7 +65,9 @@ def _model(data: mmap.mmap, name: str) -> None:
 def _opset(data: mmap.mmap, span: _Span, name: str) -> None:
     for number, value in _fields(data, span):
         if number == _OPSET_DOMAIN and isinstance(value, tuple):
-            _check_domain(_text(data, value), name)
+            domain = _text(data, value)
+            if not domain.startswith(DECLARED):
+                _check_domain(domain, name)
 
 
 def _function(data: mmap.mmap, span: _Span, name: str) -> None:
