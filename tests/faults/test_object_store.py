@@ -66,6 +66,8 @@ def answer(server: Server) -> recommendation.RecommendResponse:
     response: recommendation.RecommendResponse = server.stub(recommendation_grpc.RecommendationServiceStub).Recommend(
         asked, timeout=60
     )
+    # Each call's is its own.
+    response.ClearField("prediction_id")
     return response
 
 
