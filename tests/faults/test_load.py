@@ -146,7 +146,7 @@ def test_twice_as_many_calls_as_can_be_answered(home: Path) -> None:
 def test_calls_that_nobody_waits_for(home: Path) -> None:
     with paced(home) as server:
         # As many threads as there ever are: all that may wait do.
-        calls = [recommend(server).future(request()) for _ in range(150)]
+        calls = [recommend(server).future(request()) for _ in range(400)]
         assert {call.code() for call in calls} == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
 
         def round_of_calls() -> None:
