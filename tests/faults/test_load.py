@@ -25,7 +25,8 @@ from support import LONG, Server, create_dataset, fine_tune, interactions, servi
 
 PATH = os.pathsep.join([str(Path(__file__).parent / "paced"), *filter(None, [os.environ.get("PYTHONPATH")])])
 EASE = recommendation.Config(algorithm=recommendation.ALGORITHM_EASE, regularization=10)
-PACE_S = 0.04
+# Slow enough that one client offers twice of it on any machine.
+PACE_S = 0.1
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,7 @@ def test_of_many_violations_the_first_are_told() -> None:
     assert fitted.details[1].Unpack(bad)
     assert [violation.field for violation in bad.field_violations[:2]] == ["instances[0].image", "instances[1].image"]
     assert 20 < len(bad.field_violations) < 1024
+    assert bad.field_violations[-1].description == f"and {1024 - len(bad.field_violations) + 1} more"
 
 
 @pytest.mark.parametrize("name", ["a" * 100_000, "麦" * 30_000, "\0" * 9000])

@@ -8,7 +8,9 @@ from queue import Full, Queue
 
 import structlog
 
+from luthier.errors import LuthierError
 from luthier.inference.threads import Threads
+from luthier.logs import unexpected
 
 log = structlog.get_logger()
 
@@ -58,5 +60,8 @@ class Shadows:
         while (work := self._waiting.get()) is not None:
             try:
                 work()
+            except LuthierError as error:
+                # Its message may repeat some of an input.
+                log.warning("shadow failed", reason=error.reason)
             except Exception as error:
-                log.warning("shadow failed", error=repr(error))
+                unexpected(error, "shadow")

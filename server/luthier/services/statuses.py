@@ -46,14 +46,15 @@ def _cut(text: str) -> str:
 
 
 def _few(bad: error_details_pb2.BadRequest, room: int) -> error_details_pb2.BadRequest:
-    """The first violations, with the beginnings of their texts."""
+    """The first violations, with the beginnings of their texts, and how many more there are."""
     few = error_details_pb2.BadRequest()
-    for violation in bad.field_violations:
+    for index, violation in enumerate(bad.field_violations):
         short = error_details_pb2.BadRequest.FieldViolation(
             field=violation.field[:_MOST_TEXT], description=violation.description[:_MOST_TEXT]
         )
         room -= short.ByteSize() + 4
         if room < 0:
+            few.field_violations.add(field="…", description=f"and {len(bad.field_violations) - index} more")
             break
         few.field_violations.append(short)
     return few
