@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import NamedTuple
 
@@ -78,6 +79,7 @@ def parse_versioned(collection: str, name: str, field: str) -> Versioned:
     )
 
 
+@functools.lru_cache(maxsize=1024)
 def parse_model(name: str, field: str = "model") -> ModelReference:
     """Reads the name in a prediction: `beer@production`, `beer/3` or `beer`."""
     if match := _MODEL.fullmatch(name):

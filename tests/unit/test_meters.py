@@ -7,18 +7,19 @@ import json
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
 from luthier.errors import DeadlineExceeded, InvalidArgument
 from luthier.telemetry.calls import Call, current
-from luthier.telemetry.meters import DECODE, ENCODE, QUEUE, RUN, STAGES, Histogram, Meters, VersionMeter
+from luthier.telemetry.meters import STAGES, Histogram, Meters, VersionMeter
 
 
 def test_a_value_is_in_the_bucket_whose_bound_it_reaches() -> None:
     histogram = Histogram((1, 2, 4))
-    for value in (0.5, 1, 1.5, 4, 9):
-        histogram.add(value)
+    histogram.add([0.5, 1, 1.5])
+    histogram.add([4, 9])
     found = histogram.read()
     assert found.counts == (2, 1, 1, 1)
     assert (found.count, found.total) == (5, 16)
@@ -30,8 +31,8 @@ def test_stages_are_the_laps_and_add_up_to_the_whole() -> None:
     current.set(call)
     try:
         with meter.watch(3) as watch:
-            for number, stage in enumerate((QUEUE, ENCODE, RUN, DECODE), 1):
-                watch.lap(stage, at=call.arrived + number)
+            watch.begin(call.arrived + 1)
+            watch.computed([call.arrived + number for number in (2, 3, 4)], rows=3)
     finally:
         current.set(None)
     found = meter.statistics()
@@ -54,8 +55,9 @@ def test_a_call_waits_until_its_lap_of_the_queue_and_is_in_flight_until_its_end(
 
     with meter.watch(1) as watch:
         look()
-        watch.lap(QUEUE)
+        watch.begin(time.perf_counter())
         look()
+        watch.computed([time.perf_counter()] * 3, rows=1)
     look()
     with pytest.raises(DeadlineExceeded), meter.watch(1):
         raise DeadlineExceeded("it waited too long")
@@ -89,8 +91,9 @@ def test_nothing_is_lost_between_threads() -> None:
     def predict() -> None:
         for _ in range(2000):
             with meter.watch(2) as watch:
-                watch.lap(QUEUE)
+                watch.begin(time.perf_counter())
                 meter.executed(2, 0.0)
+                watch.computed([time.perf_counter()] * 3, rows=2)
 
     threads = [threading.Thread(target=predict) for _ in range(8)]
     for thread in threads:

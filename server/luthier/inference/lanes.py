@@ -15,7 +15,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from luthier.errors import Cancelled, DeadlineExceeded, ResourceExhausted
 from luthier.inference.threads import Threads
-from luthier.telemetry.meters import DECODE, ENCODE, QUEUE, RUN, VersionMeter, Watch
+from luthier.telemetry.meters import VersionMeter, Watch
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -151,12 +151,12 @@ class Lane(Generic[P, R]):
                 call = _Call[P, R](payload, rows, key(), caller, watch)
                 with self._cores.threads.aside():
                     result = self._in_turn(call)
-                _lap(watch, *call.laps)
+                watch.computed(*call.laps)
                 return result
             began, laps = time.perf_counter(), list[float]()
-            watch.lap(QUEUE, began)
+            watch.begin(began)
             [result] = self._compute([payload], laps)
-            _lap(watch, laps, rows)
+            watch.computed(laps, rows)
         self._learn((laps[-1] - began) / rows)
         return result
 
@@ -219,7 +219,7 @@ class Lane(Generic[P, R]):
         """Computes calls on a core that was taken for them, and gives the core on."""
         began = time.perf_counter()
         for call in batch:
-            call.watch.lap(QUEUE, began)
+            call.watch.begin(began)
         try:
             outcomes = self._outcomes(batch)
         finally:
@@ -254,9 +254,3 @@ class Lane(Generic[P, R]):
     def _learn(self, row_s: float) -> None:
         # Two threads at once lose one of two figures, which is no harm.
         self.row_s += (_DOWN if row_s < self.row_s else _UP) * (row_s - self.row_s)
-
-
-def _lap(watch: Watch, laps: Sequence[float], rows: int) -> None:
-    """Ends the stages of a call that was answered in a run of so many rows."""
-    for stage, at in zip((ENCODE, RUN, DECODE), laps, strict=True):
-        watch.lap(stage, at, rows)

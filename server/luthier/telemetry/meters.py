@@ -1,21 +1,24 @@
 """What a server counts of its own work: cheap enough for every prediction, and read by whoever asks.
 
 The histograms of prometheus_client take a lock and walk their buckets at each observation, and a prediction makes
-seven. Here the numbers of a call go into plain integers under one lock, and become Prometheus's families when they are
-scraped. The same numbers answer ModelStatistics of the Open Inference Protocol.
+seven. Here a call only leaves its numbers behind; they are counted many calls at once, and become Prometheus's families
+when they are scraped. The same numbers answer ModelStatistics of the Open Inference Protocol.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from types import TracebackType
+from typing import Generic, TypeVar
 from weakref import WeakValueDictionary
 
+import numpy as np
+import numpy.typing as npt
 from google.rpc import code_pb2
 
 from luthier.errors import LuthierError
@@ -29,32 +32,54 @@ BOUNDS_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 STAGES = ("receive", "queue", "encode", "run", "decode")
-"""The parts of a prediction, in their order."""
+"""The parts of a prediction, in their order. The first is gRPC's: the rest of the call's bytes, their parsing, the wait
+for a thread. `queue` is the wait for the model, `run` the graph."""
 
-RECEIVE, QUEUE, ENCODE, RUN, DECODE = range(len(STAGES))
-"""Their places. RECEIVE is gRPC's: the rest of the call's bytes, their parsing, the wait for a thread. QUEUE is the
-wait for the model, RUN the graph."""
+T = TypeVar("T")
 
 
 class Histogram:
     """Counts by bucket, and a sum. Whoever holds it locks."""
 
-    __slots__ = ("_bounds", "counts", "total")
+    __slots__ = ("_bounds", "_counts", "_total")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        """Values by bucket, which holds its upper bound; the last is of those above all bounds."""
-        self.total = 0.0
+        self._counts = np.zeros(len(bounds) + 1, np.int64)
+        self._total = 0.0
 
-    def add(self, value: float) -> None:
-        """Counts a value."""
-        self.counts[bisect_left(self._bounds, value)] += 1
-        self.total += value
+    def add(self, values: npt.ArrayLike) -> None:
+        """Counts values, each in the bucket whose upper bound it reaches or stays below; above all is a bucket too."""
+        self._counts += np.bincount(np.searchsorted(self._bounds, values), minlength=len(self._counts))
+        self._total += float(np.sum(values))
 
     def read(self) -> Distribution:
         """What was counted so far."""
-        return Distribution(self._bounds, tuple(self.counts), self.total)
+        return Distribution(self._bounds, tuple(self._counts.tolist()), self._total)
+
+
+class _Backlog(Generic[T]):
+    """What calls leave behind, without a lock, until there is enough of it to be counted at once."""
+
+    MOST = 256
+
+    def __init__(self, lock: threading.Lock, count: Callable[[Sequence[T]], None]) -> None:
+        """`count` is called with the lock held."""
+        self._lock = lock
+        self._count = count
+        self._left: deque[T] = deque()
+
+    def add(self, one: T) -> None:
+        """Leaves something behind."""
+        self._left.append(one)
+        if len(self._left) >= self.MOST:
+            with self._lock:
+                self.settle()
+
+    def settle(self) -> None:
+        """Counts what was left so far. With the lock held."""
+        if left := [self._left.popleft() for _ in range(len(self._left))]:
+            self._count(left)
 
 
 @dataclass(frozen=True)
@@ -113,6 +138,8 @@ class VersionMeter:
         self._stages = tuple(Histogram(BOUNDS_S) for _ in STAGES)
         self._rows = Histogram(BOUNDS_ROWS)
         self._batches: dict[int, tuple[int, float]] = {}
+        self._answers = _Backlog(self._lock, self._count_answers)
+        self._runs = _Backlog(self._lock, self._count_runs)
         # Changed without the lock: each change is one step of a set, and nothing is counted up and down.
         self._active: set[Watch] = set()
 
@@ -122,15 +149,14 @@ class VersionMeter:
 
     def executed(self, rows: int, seconds: float) -> None:
         """The graph has computed so many rows at once in so many seconds."""
-        with self._lock:
-            self._rows.add(rows)
-            count, total = self._batches.get(rows, (0, 0.0))
-            self._batches[rows] = (count + 1, total + seconds)
+        self._runs.add((rows, seconds))
 
     def statistics(self) -> Statistics:
         """All that was counted so far, of one moment."""
         active = list(self._active)
         with self._lock:
+            self._answers.settle()
+            self._runs.settle()
             return Statistics(
                 calls=dict(self._calls),
                 instances=self._instances,
@@ -144,64 +170,78 @@ class VersionMeter:
                 waiting=sum(watch.waiting for watch in active),
             )
 
-    def _succeed(self, instances: int, seconds: float, stages: Sequence[float]) -> None:
-        with self._lock:
-            self._calls["OK"] += 1
-            self._instances += instances
-            self._last = time.time()
-            self._answered.add(seconds)
-            for histogram, part in zip(self._stages, stages, strict=True):
-                histogram.add(part)
+    def _succeed(self, instances: int, moments: Sequence[float]) -> None:
+        self._last = time.time()
+        self._answers.add((instances, moments))
 
     def _fail(self, code: str, seconds: float) -> None:
         with self._lock:
             self._calls[code] = self._calls.get(code, 0) + 1
             self._failed_s += seconds
 
+    def _count_answers(self, answers: Sequence[tuple[int, Sequence[float]]]) -> None:
+        self._calls["OK"] += len(answers)
+        self._instances += sum(instances for instances, _ in answers)
+        moments = np.array([moments for _, moments in answers])
+        self._answered.add(moments[:, -1] - moments[:, 0])
+        for histogram, seconds in zip(self._stages, np.diff(moments).T, strict=True):
+            histogram.add(seconds)
+
+    def _count_runs(self, runs: Sequence[tuple[int, float]]) -> None:
+        self._rows.add([rows for rows, _ in runs])
+        for rows, seconds in runs:
+            count, total = self._batches.get(rows, (0, 0.0))
+            self._batches[rows] = (count + 1, total + seconds)
+
 
 class Watch:
-    """A stopwatch of one call for predictions: each `lap` ends the stage that goes on."""
+    """A stopwatch of one call for predictions."""
 
-    __slots__ = ("_arrived", "_call", "_instances", "_last", "_meter", "_seconds", "waiting")
+    __slots__ = ("_call", "_instances", "_meter", "_moments", "_rows")
 
     def __init__(self, meter: VersionMeter, instances: int) -> None:
         now = perf_counter()
         self._meter = meter
-        self._instances = instances
+        self._instances = self._rows = instances
         self._call = call = current.get()
-        self._arrived = self._last = now if call is None else call.arrived
-        self._seconds = [0.0] * len(STAGES)
-        self.waiting = True
-        """Whether the lap of QUEUE is to come."""
-        self.lap(RECEIVE, now)
+        self._moments = [now if call is None else call.arrived, now]
+        """When the call arrived, and when each stage ended."""
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the work has not begun."""
+        return len(self._moments) == 2
 
     def __enter__(self) -> Watch:
         self._meter._active.add(self)
         return self
 
-    def lap(self, stage: int, at: float | None = None, rows: int = 0) -> None:
-        """What happened since the lap before was this stage. The one of QUEUE ends the wait.
+    def begin(self, at: float) -> None:
+        """The wait for the model ended, at a moment of `time.perf_counter` as all are."""
+        self._moments.append(at)
 
-        `at` is the end of the stage, in seconds of `time.perf_counter`, where that is not now; `rows` the size of the
-        batch that it was done in, where that is not the call's own instances.
-        """
-        began, ended = self._last, perf_counter() if at is None else at
-        self._seconds[stage] += ended - began
-        self._last = ended
-        if stage == QUEUE:
-            self.waiting = False
-        if self._call is not None and self._call.span is not None:
-            meter = self._meter
-            self._call.span.stage(STAGES[stage], began, ended, meter.model, meter.version, rows or self._instances)
+    def computed(self, moments: Sequence[float], rows: int) -> None:
+        """When the stages after that ended, in a batch of so many rows."""
+        self._moments += moments
+        self._rows = rows
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._meter._active.discard(self)
+        meter, moments, call = self._meter, self._moments, self._call
+        meter._active.discard(self)
         if error is None:
-            self._meter._succeed(self._instances, self._last - self._arrived, self._seconds)
+            meter._succeed(self._instances, moments)
         else:
-            self._meter._fail(code_of(error), perf_counter() - self._arrived)
+            meter._fail(code_of(error), perf_counter() - moments[0])
+        if call is not None and call.span is not None:
+            for stage, began, ended in zip(STAGES, moments, moments[1:], strict=False):
+                rows = self._rows if stage in _TOGETHER else self._instances
+                call.span.stage(stage, began, ended, meter.model, meter.version, rows)
+
+
+_TOGETHER = frozenset(STAGES[2:])
+"""The stages that calls of one batch share."""
 
 
 class MethodMeter:
@@ -209,8 +249,9 @@ class MethodMeter:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._calls = {"OK": 0}
+        self._calls = Counter({"OK": 0})
         self._seconds = Histogram(BOUNDS_S)
+        self._ended = _Backlog(self._lock, self._count)
         self._active: set[Call] = set()
 
     def begin(self, call: Call) -> None:
@@ -224,14 +265,17 @@ class MethodMeter:
 
     def count(self, code: str, seconds: float) -> None:
         """A call ended with this status, so long after it arrived."""
-        with self._lock:
-            self._calls[code] = self._calls.get(code, 0) + 1
-            self._seconds.add(seconds)
+        self._ended.add((code, seconds))
 
     def read(self) -> tuple[Mapping[str, int], Distribution, int]:
         """Calls by the name of their status, their times, and how many go on."""
         with self._lock:
+            self._ended.settle()
             return dict(self._calls), self._seconds.read(), len(self._active)
+
+    def _count(self, ended: Sequence[tuple[str, float]]) -> None:
+        self._calls.update(code for code, _ in ended)
+        self._seconds.add([seconds for _, seconds in ended])
 
 
 class Meters:
