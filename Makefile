@@ -26,7 +26,7 @@ test: $(VENV)/.acme $(TRITON)/.made $(DEPLOY)/.made $(CONNECT)/.made
 
 # Breaks what tests guard, one guard at a time, and shows that its test fails: a quarter of an hour.
 guards: $(VENV)/.acme
-	$(BIN)/python tools/guards.py $(ARGS)
+	$(BIN)/python tools/guards $(ARGS)
 
 lint: $(VENV)/.dev $(DEPLOY)/.made
 	$(BIN)/ruff check

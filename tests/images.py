@@ -18,7 +18,7 @@ from support import ROOT, Server
 
 _COPIES = [Path(place) for place in sys.path if (Path(place) / "helm" / "luthier").is_dir()]
 DEPLOY = next(iter(_COPIES), ROOT / "deploy")
-"""What deploys; tools/guards.py puts a broken copy into the path."""
+"""What deploys; tools/guards puts a broken copy into the path."""
 CONTAINERFILE = DEPLOY / "Containerfile"
 USER = 65532
 

@@ -1,0 +1,121 @@
+"""Input that means harm: archives, images, checkpoints, graphs, names, messages."""
+
+from guard import Guard
+
+GUARDS = [
+    Guard(
+        "harm: names are matched whole",
+        "tests/security/test_names.py::test_every_text_of_every_request",
+        "luthier/names.py",
+        "_FORMS[form].fullmatch(name)",
+        "_FORMS[form].match(name)",
+    ),
+    Guard(
+        "harm: paths that lead out of an archive are refused",
+        "tests/unit/test_archives.py::test_paths_that_lead_out_are_refused",
+        "luthier/archives.py",
+        '    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:\n',
+        "    if False:\n",
+    ),
+    Guard(
+        "harm: an archive's members are bounded by what they unpack to",
+        "tests/unit/test_archives.py::test_all_problems_come_at_once",
+        "luthier/archives.py",
+        "    if info.file_size > 2**20 and info.file_size > MAX_RATIO * info.compress_size:\n",
+        "    if False:\n",
+    ),
+    Guard(
+        "harm: an image's pixels are counted before they are decoded",
+        "tests/unit/test_images.py::test_too_many_pixels_are_refused_before_they_are_decoded",
+        "luthier/images.py",
+        "        if width * height > MAX_PIXELS:\n",
+        "        if False:\n",
+    ),
+    Guard(
+        "harm: no code in a checkpoint is run",
+        "tests/security/test_checkpoints.py::test_reading_runs_nothing",
+        "luthier/toolkit/backbones.py",
+        'map_location="cpu", weights_only=True)',
+        'map_location="cpu", weights_only=False)',
+    ),
+    Guard(
+        "harm: an architecture is a plain word",
+        "tests/security/test_checkpoints.py::test_architectures_that_would_be_fetched",
+        "luthier/services/bases.py",
+        "        if not _ARCHITECTURE.fullmatch(request.architecture):\n",
+        "        if not request.architecture:\n",
+    ),
+    Guard(
+        "harm: a graph is read before it is loaded",
+        "tests/security/test_checkpoints.py::test_bundles_whose_hashes_fit",
+        "luthier/inference/predictor.py",
+        "        graphs.check(directory / MODEL_FILE)\n",
+    ),
+    Guard(
+        "harm: weights in other files are found",
+        "tests/security/test_checkpoints.py::test_graphs_that_are_never_loaded",
+        "luthier/inference/graphs.py",
+        "        if number == _TENSOR_EXTERNAL or (number == _TENSOR_LOCATION and value):\n",
+        "        if False:\n",
+    ),
+    Guard(
+        "harm: links in a bundle are not followed",
+        "tests/security/test_checkpoints.py::test_bundles_whose_hashes_fit",
+        "luthier/bundle.py",
+        "if path.is_symlink()]",
+        "if False]",
+    ),
+    Guard(
+        "harm: an error that nobody foresaw says an id alone",
+        "tests/security/test_secrets.py::test_errors_that_nobody_foresaw",
+        "luthier/logs.py",
+        """message=f"internal error {id}; the server's log explains it\"""",
+        "message=str(error)",
+    ),
+    Guard(
+        "harm: secrets are kept out of the log",
+        "tests/security/test_secrets.py::test_errors_that_nobody_foresaw",
+        "luthier/logs.py",
+        "            _without_secrets,\n",
+    ),
+    Guard(
+        "harm: secrets are kept out of errors",
+        "tests/unit/test_errors.py::test_secrets_are_kept_out",
+        "luthier/errors.py",
+        "        self.message = redact(message)\n",
+        "        self.message = message\n",
+    ),
+    Guard(
+        "harm: bytes that are no message are told as such",
+        "tests/security/test_oversized.py::test_bytes_that_are_no_message",
+        "luthier/services/interceptor.py",
+        "with_behavior(handler, wrapped, _guarded(handler.request_deserializer))",
+        "with_behavior(handler, wrapped)",
+    ),
+    Guard(
+        "harm: page tokens are a stranger's word",
+        "tests/unit/test_paging.py",
+        "luthier/paging.py",
+        "[type(part) for part in key] != list(kinds)",
+        "False",
+    ),
+    Guard(
+        "harm: a status fits into a call's metadata",
+        "tests/unit/test_statuses.py::test_a_caller_sees_why_a_long_name_is_none",
+        "luthier/services/interceptor.py",
+        "    status = fitting(status)\n",
+    ),
+    Guard(
+        "harm: instances are counted before they are unpacked",
+        "tests/security/test_oversized.py::test_a_million_instances",
+        "luthier/services/prediction.py",
+        "    _check_count(packed)\n",
+    ),
+    Guard(
+        "harm: health has a thread of its own",
+        "tests/security/test_oversized.py::test_health_waits_for_no_call_that_waits_for_the_database",
+        "luthier/app.py",
+        "PooledServer(server, self._checks, self._streams)",
+        "pooled",
+    ),
+]

@@ -1,0 +1,125 @@
+"""Which version stays: rollouts, feedback, drift."""
+
+from guard import Guard
+
+GUARDS = [
+    Guard(
+        "drift: the error is shared by all facts of a window",
+        "tests/unit/test_drift.py::test_the_error_is_shared_by_all_facts",
+        "luthier/drift.py",
+        "        if one.p_value * (len(found) - rank) > error:\n",
+        "        if one.p_value > error:\n",
+    ),
+    Guard(
+        "drift: what is sure but too small to matter raises no alarm",
+        "tests/unit/test_drift.py::test_a_shift_too_small_to_matter_raises_none_however_sure_it_is",
+        "luthier/drift.py",
+        '        one.alarm = one.value >= (LEAST_DISTANCE if one.statistic == "ks" else LEAST_INDEX)\n',
+        "        one.alarm = True\n",
+    ),
+    Guard(
+        "drift: a text of the test part is not measured by its own words",
+        "tests/unit/test_drift.py::test_windows_without_drift_raise_few_alarms",
+        "luthier/drift.py",
+        "kept, floor, own=1)\n",
+        "kept, floor, own=0)\n",
+    ),
+    Guard(
+        "drift: servers that share a database look at a window once",
+        "tests/e2e/test_drift.py::test_of_servers_that_share_a_database_one_looks_at_a_window",
+        "luthier/monitoring.py",
+        "            return insert_or_skip(connection, db.drift_windows, row)\n",
+        "            return insert_or_skip(connection, db.drift_windows, row) or True\n",
+    ),
+    Guard(
+        "feedback: a second attempt goes on with the data set of the first",
+        "tests/e2e/test_drift.py::test_an_attempt_that_dies_between_both_steps_makes_no_second_data_set",
+        "luthier/worker/feedback.py",
+        "    dataset = _made(job, request.dataset_id) or _make(job, version, request)\n",
+        "    dataset = _make(job, version, request)\n",
+    ),
+    Guard(
+        "what a task compares at publication is kept with the version",
+        "tests/e2e/test_approximate.py::test_recall_is_measured_when_a_version_is_published",
+        "luthier/worker/fine_tune.py",
+        "training={**outcome.figures, **compared},",
+        "training=outcome.figures,",
+    ),
+    Guard(
+        "rollouts: a caller stays with its side",
+        "tests/faults/test_rollouts.py::test_a_caller_stays_with_its_side_and_more_percent_adds_callers",
+        "luthier/inference/routing.py",
+        "    if not key:\n",
+        "    if key or not key:\n",
+    ),
+    Guard(
+        "rollouts: a candidate that may be no better is not promoted",
+        "tests/faults/test_rollouts.py::test_equal_versions_stay_undecided_under_load",
+        "luthier/judging.py",
+        "        if taken.lower > -rollout.rule.tolerance:\n",
+        "        if taken.upper > -rollout.rule.tolerance:\n",
+    ),
+    Guard(
+        "rollouts: a worse candidate is rolled back",
+        "tests/faults/test_rollouts.py::test_feedback_decides_under_load[models/m/versions/2-ROLLED_BACK]",
+        "luthier/judging.py",
+        "        elif taken.upper < 0:\n",
+        "        elif False:\n",
+    ),
+    Guard(
+        "rollouts: one of several decisions counts",
+        "tests/unit/test_rollout_state.py::test_fifty_hands_at_once_are_one[sqlite]",
+        "luthier/rollouts.py",
+        "    if row.holds is None:\n        if row.state == state",
+        "    if False:\n        if row.state == state",
+    ),
+    Guard(
+        "rollouts: a look is taken once",
+        "tests/unit/test_rollout_state.py::test_a_look_is_taken_once[sqlite]",
+        "luthier/rollouts.py",
+        "            if row.holds is not None and row.looks == look - 1:\n",
+        "            if row.holds is not None:\n",
+    ),
+    Guard(
+        "rollouts: looks share the probability of an error",
+        "tests/unit/test_comparison.py::test_equal_versions_stay_undecided",
+        "luthier/comparison.py",
+        "    return alpha / (look * (look + 1))\n",
+        "    return alpha\n",
+    ),
+    Guard(
+        "rollouts: a side on which all was right is not certain",
+        "tests/unit/test_comparison.py::test_a_side_on_which_all_was_right_is_not_certain",
+        "luthier/comparison.py",
+        "        sums = np.append(sums, [worst * size, best * size])\n"
+        "        counts = np.append(counts, [size, size])\n",
+    ),
+    Guard(
+        "rollouts: callers of a candidate that fails get an answer",
+        "tests/faults/test_rollouts.py::test_a_candidate_that_fails_is_rolled_back_at_once_and_callers_get_an_answer",
+        "luthier/inference/routing.py",
+        "            except Exception as error:\n                failed = error\n",
+        "            except ArithmeticError as error:\n                failed = error\n",
+    ),
+    Guard(
+        "rollouts: inputs are not kept where the caller says so",
+        "tests/faults/test_rollouts.py::test_inputs_are_kept_where_alias_and_caller_allow[3]",
+        "luthier/inference/routing.py",
+        ' and wish != "predictions"',
+        "",
+    ),
+    Guard(
+        "rollouts: shadows give way to callers",
+        "tests/unit/test_shadows.py",
+        "luthier/inference/shadows.py",
+        "        if not self._threads.waiting:\n",
+        "        if True:\n",
+    ),
+    Guard(
+        "journal: what is too much is dropped",
+        "tests/unit/test_journal.py::test_a_full_queue_drops_and_counts_and_never_waits[sqlite]",
+        "luthier/journal.py",
+        "len(self._waiting) >= MOST_WAITING or ",
+        "",
+    ),
+]

@@ -1,0 +1,123 @@
+"""What predictions are answered by, under load and to the end."""
+
+from guard import Guard
+
+GUARDS = [
+    Guard(
+        "end: calls in flight are finished",
+        "tests/faults/test_ending.py::test_sigterm_under_load",
+        "luthier/app.py",
+        "self._server.stop(self._settings.drain_s)",
+        "self._server.stop(0)",
+    ),
+    Guard(
+        "end: health says that the server ends",
+        "tests/faults/test_ending.py::test_sigterm_under_load",
+        "luthier/app.py",
+        "        self._health.enter_graceful_shutdown()\n",
+    ),
+    Guard(
+        "end: a signal that comes while the process waits for one ends it",
+        "tests/unit/test_signals.py",
+        "luthier/signals.py",
+        "from queue import SimpleQueue\n",
+        "from queue import Queue as SimpleQueue\n",
+    ),
+    Guard(
+        "load: a lane takes no more than may wait",
+        "tests/faults/test_load.py::test_twice_as_many_calls_as_can_be_answered",
+        "luthier/inference/lanes.py",
+        "        if len(self._waiting) >= self._most_waiting:\n",
+        "        if False:\n",
+    ),
+    Guard(
+        "load: nothing is computed for who has gone",
+        "tests/unit/test_lanes.py::test_who_has_gone_or_whose_time_is_over_costs_no_work",
+        "luthier/inference/lanes.py",
+        "            if not call.caller.is_there():\n",
+        "            if False:\n",
+    ),
+    Guard(
+        "load: an expired call leaves its place",
+        "tests/faults/test_load.py::test_calls_that_nobody_waits_for",
+        "luthier/inference/lanes.py",
+        "        if not call.turn.acquire(timeout=call.patience_s()):\n",
+        "        if not call.turn.acquire(timeout=call.patience_s()) and False:\n",
+    ),
+    Guard(
+        "load: of calls that fail together each is computed alone",
+        "tests/unit/test_lanes.py::test_a_bad_call_fails_alone",
+        "luthier/inference/lanes.py",
+        "            if len(batch) == 1:\n",
+        "            if batch:\n",
+    ),
+    Guard(
+        "load: streams have threads of their own",
+        "tests/faults/test_load.py::test_many_who_only_hold_on",
+        "luthier/services/binding.py",
+        "        pool = self._streams if long else self._control\n",
+        "        pool = self._control\n",
+    ),
+    Guard(
+        "load: clients may ping every 20 s",
+        "tests/faults/test_load.py::test_pings_as_often_as_allowed",
+        "luthier/app.py",
+        '    "grpc.http2.min_ping_interval_without_data_ms": 20_000,\n',
+        "",
+    ),
+    Guard(
+        "load: tensors whose lengths are their own go alone",
+        "tests/unit/test_served.py::test_tensors_go_together_where_nobody_would_see_it[any length]",
+        "luthier/inference/served.py",
+        "self.most_rows if is_fixed else 1",
+        "self.most_rows",
+    ),
+    Guard(
+        "a bundle's files are hashed before they are loaded",
+        "tests/faults/test_processes.py::test_a_changed_artefact_is_refused_and_the_older_version_serves_on[sqlite]",
+        "luthier/bundle.py",
+        " or sha256_of(directory / path) != sha256",
+    ),
+    Guard(
+        "room is made for a model before it is loaded",
+        "tests/faults/test_memory.py::test_three_models_under_a_budget_for_two[sqlite-0.0]",
+        "luthier/inference/residents.py",
+        "        while not self.fits(version, key):\n",
+        "        while False:\n",
+    ),
+    Guard(
+        "freed memory is given back to the system",
+        "tests/faults/test_memory.py::test_an_unload_gives_back_what_its_load_took",
+        "luthier/inference/memory.py",
+        "        _malloc_trim(0)\n",
+        "        pass\n",
+    ),
+    Guard(
+        "a version's memory waits for no collector",
+        "tests/unit/test_pool.py::test_nothing_waits_for_the_collector",
+        "luthier/inference/served.py",
+        "        self.predictor = predictor\n",
+        "        self.predictor, self.itself = predictor, self\n",
+    ),
+    Guard(
+        "a version is loaded before its alias moves",
+        "tests/unit/test_pool.py::test_a_version_is_warm_before_its_alias_moves",
+        "luthier/inference/pool.py",
+        "            failed = self._load_ahead(targets, beside, versions)\n",
+        "            failed: dict[Key, LuthierError] = {}\n",
+    ),
+    Guard(
+        "what was unloaded is not loaded by a call",
+        "tests/unit/test_pool.py::test_what_was_unloaded_stays_so_until_it_is_wanted",
+        "luthier/inference/pool.py",
+        "        if key in self._unloaded:\n",
+        "        if False:\n",
+    ),
+    Guard(
+        "a version that is replaced is left to its calls",
+        "tests/faults/test_swaps.py::test_swaps_under_load_lose_nothing_and_mix_nothing[sqlite]",
+        "luthier/inference/residents.py",
+        '        log.info("version unloaded", version=name, why=why)\n',
+        '        getattr(predictor(), "__dict__", {}).clear()\n',
+    ),
+]
