@@ -113,11 +113,11 @@ class Principal:
     """What it may use."""
     expires: float = math.inf
     """When it is no longer, in seconds since 1970."""
+    is_restricted: bool = field(init=False, repr=False, compare=False)
+    """Whether some models or data sets are not for it. Each call asks for it, so that it is found out once."""
 
-    @property
-    def is_restricted(self) -> bool:
-        """Whether some models or data sets are not for it."""
-        return not (self.models.is_all and self.datasets.is_all)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "is_restricted", not (self.models.is_all and self.datasets.is_all))
 
 
 @dataclass(frozen=True)

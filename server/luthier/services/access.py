@@ -111,6 +111,8 @@ class _Method:
 class _Entered:
     """A call whose caller is known and has the role."""
 
+    __slots__ = ("_call", "_credentials", "_guards", "_method", "_principal", "_resource", "_row", "_rule")
+
     def __init__(self, method: _Method, call: Call, credentials: Credentials, principal: Principal, rule: Rule) -> None:
         self._method = method
         self._guards = method.guards
@@ -126,10 +128,9 @@ class _Entered:
         if self._method.takes_stream:
             request = self._each(request)
         else:
-            self._resource = self._method.resource(request)
             self._check(request, counts=True)
         if self._method.changes:
-            call = self._call
+            call, self._resource = self._call, self._method.resource(request)
             self._row = self._guards.audit.begin(
                 self._principal.name, self._method.name, self._resource, call.request_id, self._credentials.peer
             )
@@ -177,7 +178,7 @@ class _Entered:
             self._guards.rates.admit(self._principal, request, counts=counts)
         except LuthierError as error:
             if self._row is None:
-                self._method.refused(self._call, self._credentials, self._resource, error)
+                self._method.refused(self._call, self._credentials, self._method.resource(request), error)
             raise
 
 
