@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -250,13 +251,19 @@ def test_memory_descriptors_and_threads_stay_as_they_are(home: Path, minutes: fl
 
 def test_a_training_leaves_predictions_their_cores(home: Path) -> None:
     with serving(home) as server:
-        for _ in range(50):
-            ask(server)
-        idle = [ask(server) for _ in range(300)]
+
+        def slowest() -> float:
+            """The 99th percentile of some calls; of three turns the middle one, since one may meet another process."""
+            return statistics.median(np.percentile([ask(server) for _ in range(200)], 99) for _ in range(3))
+
+        slowest()
+        idle = slowest()
         asked = model_pb2.FineTuneRequest(model_id="long", task="recommendation", dataset="datasets/shop")
         asked.config.Pack(LONG)
         operation = server.stub(model_pb2_grpc.ModelServiceStub).FineTune(asked)
         time.sleep(3)
-        beside = [ask(server) for _ in range(300)]
+        beside = slowest()
+        operations = server.stub(operations_pb2_grpc.OperationsStub)
+        assert not operations.GetOperation(operations_pb2.GetOperationRequest(name=operation.name)).done
         assert server.wait(operation).HasField("response")
-        assert np.percentile(beside, 99) <= 3 * np.percentile(idle, 99)
+        assert beside <= 3 * idle
