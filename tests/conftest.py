@@ -10,6 +10,7 @@ import pytest
 
 import postgres
 import s3
+import six_models
 from luthier.database import Database
 from support import ROOT, Server, serving
 
@@ -82,3 +83,16 @@ def realdata() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip("real data sets are needed: set LUTHIER_REALDATA to the folder that holds data/ and weights/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tuned_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with a model of each task, made once; whoever changes it makes a copy first."""
+    pytest.importorskip("torch")
+    # Where it is made by hand, for work on these tests.
+    if kept := os.environ.get("LUTHIER_TUNED_HOME"):
+        return Path(kept)
+    home = tmp_path_factory.mktemp("tuned") / "home"
+    with serving(home) as server:
+        six_models.tune(server, tmp_path_factory.mktemp("sources"))
+    return home

@@ -43,14 +43,14 @@ def tune(server: Server, folder: Path) -> None:
             split = None if task == "recommendation" else Split(method="hash", fractions=[0.6, 0.2, 0.2], seed=1)
             client.create_dataset(name, path, task=task, split=split).result(timeout=120)
         tuning = [
-            client.fine_tune(name, task=task, dataset=name, parity_tolerance=1, **_tuning(task))
+            client.fine_tune(name, task=task, dataset=name, parity_tolerance=1, **tuning(task))
             for name, task in MODELS.items()
         ]
         for operation in tuning:
             operation.result(timeout=300)
 
 
-def _tuning(task: str) -> dict[str, Any]:
+def tuning(task: str) -> dict[str, Any]:
     if task == "recommendation":
         return {"config": {"algorithm": "ALGORITHM_EASE", "regularization": 10}}
     texts = task in ("text-classification", "entity-recognition")

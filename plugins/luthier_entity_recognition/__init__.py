@@ -27,6 +27,7 @@ class EntityRecognition(Task):
     example = pb.Example
     primary_metric = "f1"
     bases = ("minilm-l6",)
+    goes_on = True
     formats = ("jsonl", "parquet", "conll", "iob", "iob2", "bio", "tsv", "txt", "annotated")
     """All but the first two are CoNLL columns under the names that such files end in."""
 

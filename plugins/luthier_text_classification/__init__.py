@@ -35,6 +35,7 @@ class TextClassification(Task):
     primary_metric = "accuracy"
     averages = True
     bases = ("minilm-l6",)
+    goes_on = True
     read_options: ClassVar = {
         "labels": ReadOption(
             help="How many classes a text has: one, or several, which is any number and none too.",

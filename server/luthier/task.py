@@ -251,6 +251,9 @@ class Task(ABC):
     not. It says that the metric of feedback need not be computed anew for each sample of a bootstrap."""
     bases: ClassVar[tuple[str, ...]] = ()
     """Ids of bases that suit, the default first. Empty where a fine-tune may start from nothing."""
+    goes_on: ClassVar[bool] = False
+    """Whether what is tuned on feedback begins at the version that the feedback is of, whose bundle then is the `base`
+    of its fine-tune. Where not, it begins where that version began."""
     formats: ClassVar[tuple[str, ...]] = ("csv", "tsv", "jsonl", "parquet")
     archives: ClassVar[tuple[str, ...]] = ()
     """Those of `formats` that are a folder of files, sent as a zip: layouts, such as `coco`. See `luthier.archives`."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -20,6 +21,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from inprocess import serving
+from luthier.tasks.image_classification.v1 import image_classification_pb2 as photos
 from luthier.v1 import (
     dataset_pb2,
     model_pb2,
@@ -186,6 +188,12 @@ def test_predictions_by_fields(client: Client) -> None:
     ]
     assert predictions.model_version == "models/tea/versions/1"
     assert client.predict("tea", [{"text": "x"}], method="Smell")[0].label == "stranger.v1.OtherInstance:x"
+
+
+def test_bytes_are_given_as_they_are_or_as_json_has_them(client: Client) -> None:
+    name = photos.Instance.DESCRIPTOR.full_name
+    for given in (b"\xff\x00photo", base64.b64encode(b"\xff\x00photo").decode()):
+        assert client.schema.parse(name, {"image": given}, "instances[0]") == photos.Instance(image=b"\xff\x00photo")
 
 
 def test_predictions_by_messages(client: Client) -> None:

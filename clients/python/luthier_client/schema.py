@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import threading
 from collections.abc import Mapping
@@ -43,7 +44,8 @@ class Schema:
         return self._classes[full_name]
 
     def parse(self, full_name: str, values: Mapping[str, Any], where: str) -> Message:
-        """Makes a message from values as in protobuf's JSON; enums may be given short, `ease` for `ALGORITHM_EASE`.
+        """Makes a message from values as in protobuf's JSON; enums may be given short, `ease` for `ALGORITHM_EASE`, and
+        bytes as they are.
 
         Raises InvalidArgument, with `where` (such as `config` or `instances[0]`) for the path of what is wrong.
         """
@@ -97,9 +99,19 @@ def enum_name(enum: EnumDescriptor, text: str) -> str:
 
 
 def _spell_out(descriptor: Descriptor, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values with the enums among them in full."""
+    """The values as protobuf's JSON has them: the enums among them in full, bytes in base64."""
     enums = {field.name: field.enum_type for field in descriptor.fields if field.enum_type}
     return {
-        name: enum_name(enums[name], value) if name in enums and isinstance(value, str) else value
+        name: enum_name(enums[name], value) if name in enums and isinstance(value, str) else _json(value)
         for name, value in values.items()
     }
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, Mapping):
+        return {name: _json(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json(one) for one in value]
+    return value

@@ -45,8 +45,7 @@ def work(job: Job) -> Publish:
         model_id=model,
         task=version.task,
         dataset=dataset.name,
-        # What learns from nothing does so again: its models need not be such that a training can begin at them.
-        base=version.name if task.bases else "",
+        base=version.name if task.goes_on else _catalogued(version.base),
         config=request.config,
         seed=request.seed,
     )
@@ -55,6 +54,11 @@ def work(job: Job) -> Publish:
     if request.HasField("quantization"):
         tuning.quantization.CopyFrom(request.quantization)
     return fine_tune.tune(job, tuning)
+
+
+def _catalogued(base: str) -> str:
+    """A base of the catalogue; empty for one of another kind, which may be gone, and for none."""
+    return base if base.startswith("bases/") else ""
 
 
 def _made(job: Job, dataset: str) -> dataset_pb2.DatasetVersion | None:
