@@ -29,6 +29,7 @@ import environments
 import limit
 import publishing
 import report
+import sampling
 import servers
 from cases import CASES, INFER, QUESTIONS, Case, Questions, differs
 from client import Channel, Load
@@ -39,6 +40,7 @@ IN_FLIGHT = (1, 8, 32)
 TURNS, SECONDS, WARM_UP = 5, 3.0, 0.5
 QUICK_TURNS, QUICK_SECONDS, QUICK_WARM_UP = 2, 0.8, 0.2
 LIVE = "/inference.GRPCInferenceService/ServerLive"
+PROFILE_S = 5.0
 QUIET = 0.5
 """A load above which somebody else is using the machine."""
 
@@ -136,6 +138,7 @@ def measure(plan: Plan) -> dict[str, Any]:
         contenders = {case.id: contend(case, questions[case.id], started, bundles) for case in plan.cases}
         ceiling = client_limit(plan, questions, started) if "triton" in plan.peers else {}
         found, idle = take_turns(plan, contenders, started)
+        profile = profiles(plan, contenders, started["luthier"].pid)
     return {
         "command": shlex.join(["python", "benchmarks/serving", *sys.argv[1:]]),
         "machine": machine(),
@@ -151,6 +154,8 @@ def measure(plan: Plan) -> dict[str, Any]:
         "idle": idle,
         "counts": [str(count) for count in plan.in_flight],
         "ceiling": ceiling,
+        "profile": profile,
+        "looks": sampling.LOOKS_A_S,
         "cases": [
             {"id": case.id, "title": case.title, "over_triton": case.over_triton, "in_flight": found[case.id]}
             for case in plan.cases
@@ -268,6 +273,16 @@ def take_turns(
                         flush=True,
                     )
     return found, idle
+
+
+def profiles(plan: Plan, contenders: Mapping[str, Mapping[str, Drive]], pid: int) -> dict[str, dict[str, float]]:
+    """By case, whose code holds Luthier's interpreter lock with the calls in flight at which it is judged."""
+
+    def drive(case: str) -> Callable[[float], Load]:
+        return lambda seconds: contenders[case]["luthier"](int(report.JUDGED), seconds)
+
+    found = {case.id: sampling.look(pid, drive(case.id), PROFILE_S) for case in plan.cases}
+    return {case: shares for case, shares in found.items() if shares}
 
 
 def figures_of(load: Load, server_cpu_s: float | None) -> dict[str, float]:

@@ -83,6 +83,7 @@ def page(record: Mapping[str, Any]) -> str:
         spread=spread,
         ratio=ratio,
         verdicts=list(verdicts(record)),
+        groups=list(next(iter(record["profile"].values()), {})),
     )
 
 

@@ -20,7 +20,7 @@ FOLDER = ROOT / "benchmarks" / "serving"
 @pytest.fixture(scope="module")
 def modules() -> Iterator[dict[str, ModuleType]]:
     """Its modules, which find one another by the folder that they are run from."""
-    names = ("report", "cases", "environments", "publishing", "servers")
+    names = ("report", "cases", "environments", "publishing", "sampling", "servers")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(FOLDER))
         yield {name: importlib.import_module(name) for name in names}
@@ -49,6 +49,8 @@ def recorded(**contenders: list[dict[str, float]]) -> dict[str, Any]:
         "idle": 0.012,
         "counts": ["8"],
         "ceiling": {"mlp": {"8": 12345.6}} if "triton" in contenders else {},
+        "profile": {"mlp": {"gRPC": 0.25, "codec": 0.125}},
+        "looks": 400,
         "cases": [{"id": "mlp", "title": "numbers", "over_triton": 1.2, "in_flight": {"8": contenders}}],
     }
 
@@ -82,6 +84,7 @@ def test_the_page_shows_what_was_recorded(modules: dict[str, ModuleType]) -> Non
     assert "| mlp: numbers | 41,210 (41,210 to 41,210) | 114 (110 to 119) | 100 (100 to 100) |  | 1.15 |  |" in page
     assert "| mlp | 1.00, 0.02 | 1.00, 2.50 | 1.00, 2.00 |  | 1.25 |" in page
     assert "| mlp | 0.50 | 0.50 | 0.50 |  | 0.25 | 12,346 |" in page
+    assert "| mlp | 25.0 % | 12.5 % | 38 % |" in page
     assert "3 turns are too few" in page
 
 
@@ -124,3 +127,15 @@ def test_triton_is_told_of_strings_by_its_own_name(modules: dict[str, ModuleType
     assert 'input [{name: "raw" data_type: TYPE_STRING dims: [-1]}]' in config
     assert '{name: "score" data_type: TYPE_FP32 dims: [-1]}]' in config
     assert "instance_group [{count: 2 kind: KIND_CPU}]" in config
+
+
+def test_code_is_the_innermost_that_is_known(modules: dict[str, ModuleType]) -> None:
+    found = modules["sampling"].counted(
+        [
+            "_work (luthier/inference/threads.py:99);call (grpc/_server.py:7);exit (contextlib.py:1) 3",
+            "call (grpc/_server.py:7);run (luthier/services/prediction.py:1);add (luthier/telemetry/meters.py:5) 2",
+            "run (luthier/inference/served.py:1);encode (acme_photos/codec.py:1);open (PIL/Image.py:9) 4",
+            "run (threading.py:982) 1",
+        ]
+    )
+    assert found == {"gRPC": 4, "counting": 2, "codec": 4}
