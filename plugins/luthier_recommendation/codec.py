@@ -24,6 +24,7 @@ DEFAULT_K = 10
 MAX_K = 1000
 """The most items one instance may ask for."""
 _NOTHING = np.empty(0, dtype=np.int64)
+_EXCLUDED = -np.inf
 
 
 class RecommendationCodec(Codec):
@@ -103,7 +104,7 @@ class RecommendationCodec(Codec):
         if user is None:
             return Request(user=NO_USER, items=history, weights=np.full(len(history), mean, np.float32))
         items, weights = self._files.seen.of(user)
-        added = np.setdiff1d(history, items, assume_unique=True)
+        added = np.setdiff1d(history, items, assume_unique=True) if history.size else history
         if not added.size:
             return Request(user=user, items=items, weights=weights)
         weights = np.concatenate([weights, np.full(len(added), mean, np.float32)])
@@ -112,7 +113,7 @@ class RecommendationCodec(Codec):
     def _adjustments(self, one: Asked, request: Request) -> tuple[Array, Array]:
         """Items whose scores change, and by how much."""
         excluded = self._excluded(one, request)
-        exclusions = np.full(len(excluded), -np.inf, np.float32)
+        exclusions = np.full(len(excluded), _EXCLUDED, np.float32)
         own_shares = self._queries.own_shares(request) if isinstance(one, Instance) and one.include_seen else None
         if own_shares is None:
             return excluded, exclusions
@@ -120,8 +121,9 @@ class RecommendationCodec(Codec):
 
     def _excluded(self, one: Asked, request: Request) -> Array:
         denied = self._known(one.deny)
-        seen_are_wanted = isinstance(one, Instance) and one.include_seen
-        return denied if seen_are_wanted else np.concatenate([request.items, denied])
+        if isinstance(one, Instance) and one.include_seen:
+            return denied
+        return np.concatenate([request.items, denied]) if denied.size else request.items
 
     def _candidates(
         self, asked: Sequence[Asked], requests: Sequence[Request], queries: Array, index: Index
@@ -152,8 +154,9 @@ class RecommendationCodec(Codec):
         """The items of allow lists."""
         lists = [self._known(one.allow) for one in asked]
         allowed = np.full((len(asked), max([1, *map(len, lists)])), len(self._items), dtype=np.int64)
-        for row, items in zip(allowed, lists, strict=True):
-            row[: len(items)] = items
+        for row, items in enumerate(lists):
+            if items.size:
+                allowed[row, : len(items)] = items
         return {"allowed": allowed, "is_restricted": np.array([[bool(one.allow)] for one in asked])}
 
     def _known(self, ids: Sequence[str]) -> Array:
@@ -166,13 +169,13 @@ class RecommendationCodec(Codec):
     def _prediction(self, items: Array, scores: Array, one: Asked) -> Prediction:
         wanted = self._num_wanted(one)
         best = zip(items[:wanted].tolist(), scores[:wanted].tolist(), strict=True)
-        ids, titles = self._files.items, self._files.titles
+        ids, titles = self._items, self._files.titles
         history = one.history if isinstance(one, Instance) else ()
         return Prediction(
             items=[
                 ScoredItem(item=ids[item], score=score, title=titles[item] if titles else "")
                 for item, score in best
-                if score != -np.inf
+                if score != _EXCLUDED
             ],
             unknown_items=[item for item in history if item not in self._items],
         )
@@ -186,6 +189,11 @@ def _asked(instance: Message) -> Asked:
 
 def _padded(adjustments: Sequence[tuple[Array, Array]]) -> dict[str, Array]:
     """Rows of one length, filled up by adding 0 to the first item."""
+    if len(adjustments) == 1 and (items := adjustments[0][0]).size:
+        return {
+            "adjusted": items.astype(np.int64, copy=False)[None],
+            "adjustments": adjustments[0][1].astype(np.float32, copy=False)[None],
+        }
     width = max([1, *(len(items) for items, _ in adjustments)])
     adjusted = np.zeros((len(adjustments), width), dtype=np.int64)
     amounts = np.zeros((len(adjustments), width), dtype=np.float32)
