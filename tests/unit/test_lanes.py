@@ -239,6 +239,60 @@ def test_a_call_that_waits_leaves_its_place_to_another() -> None:
     threads.shutdown()
 
 
+def test_calls_for_one_model_wait_without_a_thread_until_they_are_too_many() -> None:
+    model, threads = Model(), Threads(1, most=8, unread=2)
+    cores = Cores(1, threads)
+    lane: Lane[int, int] = Lane(cores, "m", model, row_s=SLOW_S, meter=VersionMeter("m", "1"), most_waiting=1)
+    calls = [threads.submit(lane.run, 0, 1)]
+    assert model.began.acquire(timeout=10)
+    calls += [threads.submit(lane.run, number, 1) for number in (1, 2)]
+    time.sleep(0.05)
+    assert (threads.waiting, lane.num_waiting) == (2, 0)
+    # The third that waits has the first one read, the fourth finds no place in line, and nor do those behind it.
+    calls.append(threads.submit(lane.run, 3, 1))
+    until_waiting(lane, 1)
+    assert threads.waiting == 2
+    calls.append(threads.submit(lane.run, 4, 1))
+    for refused in calls[2:]:
+        with pytest.raises(ResourceExhausted):
+            refused.result(10)
+    model.go.set()
+    assert [call.result(10) for call in calls[:2]] == [0, 2]
+    assert threads.submit(lane.run, 5, 1).result(10) == 10
+    threads.shutdown()
+
+
+def test_who_has_gone_while_its_call_waited_unread_is_not_worked_for() -> None:
+    model, threads, there = Model(), Threads(1, most=8, unread=2), threading.Event()
+    lane: Lane[int, int] = Lane(Cores(1, threads), "m", model, row_s=SLOW_S, meter=VersionMeter("m", "1"))
+    first = threads.submit(lane.run, 0, 1)
+    assert model.began.acquire(timeout=10)
+    gone = threads.submit(lane.run, 1, 1, Caller(is_there=there.is_set))
+    model.go.set()
+    with pytest.raises(Cancelled):
+        gone.result(10)
+    assert first.result(10) == 0
+    assert model.batches == [[0]]
+    threads.shutdown()
+
+
+def test_a_quick_model_does_not_wait_for_a_slow_one() -> None:
+    slow, quick = Model(), Model()
+    threads = Threads(1, most=8, unread=4)
+    cores = Cores(1, threads)
+    long: Lane[int, int] = Lane(cores, "slow", slow, row_s=SLOW_S, meter=VersionMeter("slow", "1"))
+    short: Lane[int, int] = Lane(cores, "quick", quick, row_s=0.0001, meter=VersionMeter("quick", "1"))
+    quick.go.set()
+    assert threads.submit(short.run, 1, 1).result(10) == 2
+    calls = [threads.submit(long.run, number, 1) for number in range(3)]
+    assert slow.began.acquire(timeout=10)
+    assert threads.submit(short.run, 2, 1).result(10) == 4
+    assert not calls[0].done()
+    slow.go.set()
+    assert [call.result(10) for call in calls] == [0, 2, 4]
+    threads.shutdown()
+
+
 def test_threads_at_work_stay_as_many_as_cores() -> None:
     threads, at_work, most = Threads(2, most=20), [], []
     lock = threading.Lock()
