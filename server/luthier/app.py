@@ -126,7 +126,7 @@ class App:
         self._http_address = ""
         self._probe: Probe | None = None
         count = settings.prediction_threads
-        self._predictions = Threads(count, most=count + _ASIDE, unread=(settings.most_waiting - 1) // 2)
+        self._predictions = Threads(count, most=count + _ASIDE)
         self._pool = ModelPool(
             self._registry,
             self._store,

@@ -240,31 +240,33 @@ def test_a_call_that_waits_leaves_its_place_to_another() -> None:
 
 
 def test_calls_for_one_model_wait_without_a_thread_until_they_are_too_many() -> None:
-    model, threads = Model(), Threads(1, most=8, unread=2)
+    model, threads = Model(), Threads(1, most=8)
     cores = Cores(1, threads)
-    lane: Lane[int, int] = Lane(cores, "m", model, row_s=SLOW_S, meter=VersionMeter("m", "1"), most_waiting=1)
+    # Two of these are computed in HOLD_UP_S.
+    lane: Lane[int, int] = Lane(cores, "m", model, row_s=0.02, meter=VersionMeter("m", "1"), most_waiting=5)
     calls = [threads.submit(lane.run, 0, 1)]
     assert model.began.acquire(timeout=10)
     calls += [threads.submit(lane.run, number, 1) for number in (1, 2)]
     time.sleep(0.05)
     assert (threads.waiting, lane.num_waiting) == (2, 0)
-    # The third that waits has the first one read, the fourth finds no place in line, and nor do those behind it.
-    calls.append(threads.submit(lane.run, 3, 1))
-    until_waiting(lane, 1)
-    assert threads.waiting == 2
-    calls.append(threads.submit(lane.run, 4, 1))
-    for refused in calls[2:]:
+    # Each more has the first of them put in line, until one finds no place there; then nor do those behind it.
+    for number in range(3, 8):
+        calls.append(threads.submit(lane.run, number, 1))
+        until_waiting(lane, number - 2)
+        assert threads.waiting == 2
+    calls.append(threads.submit(lane.run, 8, 1))
+    for refused in calls[6:]:
         with pytest.raises(ResourceExhausted):
             refused.result(10)
     model.go.set()
-    assert [call.result(10) for call in calls[:2]] == [0, 2]
-    assert threads.submit(lane.run, 5, 1).result(10) == 10
+    assert [call.result(10) for call in calls[:6]] == [0, 2, 4, 6, 8, 10]
+    assert threads.submit(lane.run, 9, 1).result(10) == 18
     threads.shutdown()
 
 
 def test_who_has_gone_while_its_call_waited_unread_is_not_worked_for() -> None:
-    model, threads, there = Model(), Threads(1, most=8, unread=2), threading.Event()
-    lane: Lane[int, int] = Lane(Cores(1, threads), "m", model, row_s=SLOW_S, meter=VersionMeter("m", "1"))
+    model, threads, there = Model(), Threads(1, most=8), threading.Event()
+    lane: Lane[int, int] = Lane(Cores(1, threads), "m", model, row_s=0.02, meter=VersionMeter("m", "1"))
     first = threads.submit(lane.run, 0, 1)
     assert model.began.acquire(timeout=10)
     gone = threads.submit(lane.run, 1, 1, Caller(is_there=there.is_set))
@@ -278,7 +280,7 @@ def test_who_has_gone_while_its_call_waited_unread_is_not_worked_for() -> None:
 
 def test_a_quick_model_does_not_wait_for_a_slow_one() -> None:
     slow, quick = Model(), Model()
-    threads = Threads(1, most=8, unread=4)
+    threads = Threads(1, most=8)
     cores = Cores(1, threads)
     long: Lane[int, int] = Lane(cores, "slow", slow, row_s=SLOW_S, meter=VersionMeter("slow", "1"))
     short: Lane[int, int] = Lane(cores, "quick", quick, row_s=0.0001, meter=VersionMeter("quick", "1"))

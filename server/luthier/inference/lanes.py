@@ -28,6 +28,8 @@ R = TypeVar("R")
 
 AT_ONCE_S = 0.0005
 """Below this a call is computed at once: handing a core over takes a tenth of it."""
+HOLD_UP_S = 0.05
+"""For so long calls for one model may hold up the first of another."""
 LATELY_S = 1.0
 """For so long after calls for two models their calls count as mixed."""
 _DOWN, _UP = 0.18, 0.02
@@ -177,6 +179,7 @@ class Lane(Generic[P, R]):
                     # It may have waited unread.
                     if not caller.is_there():
                         raise Cancelled("the caller is no longer there")
+                    self._cores.threads.unread = self._most_unread()
                     result = self._in_turn(call)
                 watch.computed(*call.laps)
                 return result
@@ -206,6 +209,11 @@ class Lane(Generic[P, R]):
             batch.append(self._waiting.popleft())
             rows += call.rows
         return batch
+
+    def _most_unread(self) -> int:
+        """How many calls may wait for a thread behind this one: not half of those that may wait, and no more than are
+        computed in HOLD_UP_S, for that long the next call for another model may wait behind them."""
+        return min((self._most_waiting - 1) // 2, int(HOLD_UP_S * self._cores.count / self.row_s))
 
     def _in_turn(self, call: _Call[P, R]) -> R:
         with self._cores.lock:

@@ -21,12 +21,13 @@ class Threads(Executor):
     the function that was called; so another thread goes on in its place.
     """
 
-    def __init__(self, count: int, most: int, unread: int = 0) -> None:
-        """There are never more than `most` threads in all. So many calls wait without a thread as long as none is free
-        that computes; what is beyond them is taken up, to be put in line or refused by the model that it is for."""
+    def __init__(self, count: int, most: int) -> None:
+        """There are never more than `most` threads in all."""
         self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
         self._most = most
-        self._unread = unread
+        self.unread = 0
+        """So many calls may wait without a thread while all compute. Those beyond them are taken up, to be put in line
+        or refused by the model that they are for."""
         self.is_busy: Callable[[], bool] = lambda: False
         """Whether all threads may be computing."""
         self._lock = threading.Lock()
@@ -45,7 +46,7 @@ class Threads(Executor):
             raise RuntimeError("the threads are about to end")
         future: Future[T] = Future()
         self._tasks.put((future, fn, args, kwargs))
-        if self._tasks.qsize() > self._unread and self.is_busy():
+        if self._tasks.qsize() > self.unread and self.is_busy():
             self.relieve()
         return future
 
