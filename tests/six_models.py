@@ -42,11 +42,11 @@ def tune(server: Server, folder: Path) -> None:
             path = _WRITERS[task](folder / name)
             split = None if task == "recommendation" else Split(method="hash", fractions=[0.6, 0.2, 0.2], seed=1)
             client.create_dataset(name, path, task=task, split=split).result(timeout=120)
-        tuning = [
+        operations = [
             client.fine_tune(name, task=task, dataset=name, parity_tolerance=1, **tuning(task))
             for name, task in MODELS.items()
         ]
-        for operation in tuning:
+        for operation in operations:
             operation.result(timeout=300)
 
 

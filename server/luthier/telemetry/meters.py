@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from types import TracebackType
@@ -63,23 +63,17 @@ class _Backlog(Generic[T]):
 
     MOST = 256
 
-    def __init__(self, lock: threading.Lock, count: Callable[[Sequence[T]], None]) -> None:
-        """`count` is called with the lock held."""
-        self._lock = lock
-        self._count = count
+    def __init__(self) -> None:
         self._left: deque[T] = deque()
 
-    def add(self, one: T) -> None:
-        """Leaves something behind."""
+    def add(self, one: T) -> bool:
+        """Leaves something behind; whether it is to be counted now."""
         self._left.append(one)
-        if len(self._left) >= self.MOST:
-            with self._lock:
-                self.settle()
+        return len(self._left) >= self.MOST
 
-    def settle(self) -> None:
-        """Counts what was left so far. With the lock held."""
-        if left := [self._left.popleft() for _ in range(len(self._left))]:
-            self._count(left)
+    def take(self) -> list[T]:
+        """What was left so far. With the lock of whoever counts held."""
+        return [self._left.popleft() for _ in range(len(self._left))]
 
 
 @dataclass(frozen=True)
@@ -138,8 +132,8 @@ class VersionMeter:
         self._stages = tuple(Histogram(BOUNDS_S) for _ in STAGES)
         self._rows = Histogram(BOUNDS_ROWS)
         self._batches: dict[int, tuple[int, float]] = {}
-        self._answers = _Backlog(self._lock, self._count_answers)
-        self._runs = _Backlog(self._lock, self._count_runs)
+        self._answers = _Backlog[tuple[int, Sequence[float]]]()
+        self._runs = _Backlog[tuple[int, float]]()
         # Changed without the lock: each change is one step of a set, and nothing is counted up and down.
         self._active: set[Watch] = set()
 
@@ -149,14 +143,15 @@ class VersionMeter:
 
     def executed(self, rows: int, seconds: float) -> None:
         """The graph has computed so many rows at once in so many seconds."""
-        self._runs.add((rows, seconds))
+        if self._runs.add((rows, seconds)):
+            with self._lock:
+                self._settle()
 
     def statistics(self) -> Statistics:
         """All that was counted so far, of one moment."""
         active = list(self._active)
         with self._lock:
-            self._answers.settle()
-            self._runs.settle()
+            self._settle()
             return Statistics(
                 calls=dict(self._calls),
                 instances=self._instances,
@@ -172,26 +167,29 @@ class VersionMeter:
 
     def _succeed(self, instances: int, moments: Sequence[float]) -> None:
         self._last = time.time()
-        self._answers.add((instances, moments))
+        if self._answers.add((instances, moments)):
+            with self._lock:
+                self._settle()
 
     def _fail(self, code: str, seconds: float) -> None:
         with self._lock:
             self._calls[code] = self._calls.get(code, 0) + 1
             self._failed_s += seconds
 
-    def _count_answers(self, answers: Sequence[tuple[int, Sequence[float]]]) -> None:
-        self._calls["OK"] += len(answers)
-        self._instances += sum(instances for instances, _ in answers)
-        moments = np.array([moments for _, moments in answers])
-        self._answered.add(moments[:, -1] - moments[:, 0])
-        for histogram, seconds in zip(self._stages, np.diff(moments).T, strict=True):
-            histogram.add(seconds)
-
-    def _count_runs(self, runs: Sequence[tuple[int, float]]) -> None:
-        self._rows.add([rows for rows, _ in runs])
-        for rows, seconds in runs:
-            count, total = self._batches.get(rows, (0, 0.0))
-            self._batches[rows] = (count + 1, total + seconds)
+    def _settle(self) -> None:
+        """Counts what calls left behind. With the lock held."""
+        if answers := self._answers.take():
+            self._calls["OK"] += len(answers)
+            self._instances += sum(instances for instances, _ in answers)
+            moments = np.array([moments for _, moments in answers])
+            self._answered.add(moments[:, -1] - moments[:, 0])
+            for histogram, seconds in zip(self._stages, np.diff(moments).T, strict=True):
+                histogram.add(seconds)
+        if runs := self._runs.take():
+            self._rows.add([rows for rows, _ in runs])
+            for number, took in runs:
+                count, total = self._batches.get(number, (0, 0.0))
+                self._batches[number] = (count + 1, total + took)
 
 
 class Watch:
@@ -251,7 +249,7 @@ class MethodMeter:
         self._lock = threading.Lock()
         self._calls = Counter({"OK": 0})
         self._seconds = Histogram(BOUNDS_S)
-        self._ended = _Backlog(self._lock, self._count)
+        self._ended = _Backlog[tuple[str, float]]()
         self._active: set[Call] = set()
 
     def begin(self, call: Call) -> None:
@@ -265,17 +263,20 @@ class MethodMeter:
 
     def count(self, code: str, seconds: float) -> None:
         """A call ended with this status, so long after it arrived."""
-        self._ended.add((code, seconds))
+        if self._ended.add((code, seconds)):
+            with self._lock:
+                self._settle()
 
     def read(self) -> tuple[Mapping[str, int], Distribution, int]:
         """Calls by the name of their status, their times, and how many go on."""
         with self._lock:
-            self._ended.settle()
+            self._settle()
             return dict(self._calls), self._seconds.read(), len(self._active)
 
-    def _count(self, ended: Sequence[tuple[str, float]]) -> None:
-        self._calls.update(code for code, _ in ended)
-        self._seconds.add([seconds for _, seconds in ended])
+    def _settle(self) -> None:
+        if ended := self._ended.take():
+            self._calls.update(code for code, _ in ended)
+            self._seconds.add([seconds for _, seconds in ended])
 
 
 class Meters:
