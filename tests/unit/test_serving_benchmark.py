@@ -49,7 +49,7 @@ def recorded(**contenders: list[dict[str, float]]) -> dict[str, Any]:
         "idle": 0.012,
         "counts": ["8"],
         "ceiling": {"mlp": {"8": 12345.6}} if "triton" in contenders else {},
-        "profile": {"mlp": {"gRPC": 0.25, "codec": 0.125}},
+        "profile": {"mlp": {"gRPC": 0.75, "codec": 0.25}},
         "looks": 400,
         "cases": [{"id": "mlp", "title": "numbers", "over_triton": 1.2, "in_flight": {"8": contenders}}],
     }
@@ -84,7 +84,7 @@ def test_the_page_shows_what_was_recorded(modules: dict[str, ModuleType]) -> Non
     assert "| mlp: numbers | 41,210 (41,210 to 41,210) | 114 (110 to 119) | 100 (100 to 100) |  | 1.15 |  |" in page
     assert "| mlp | 1.00, 0.02 | 1.00, 2.50 | 1.00, 2.00 |  | 1.25 |" in page
     assert "| mlp | 0.50 | 0.50 | 0.50 |  | 0.25 | 12,346 |" in page
-    assert "| mlp | 25.0 % | 12.5 % | 38 % |" in page
+    assert "| case | gRPC | codec | \n|---|---|---|\n| mlp | 75 % | 25 % | \n" in page
     assert "3 turns are too few" in page
 
 
