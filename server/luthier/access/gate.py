@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -46,8 +44,6 @@ class _Known(NamedTuple):
     """A token that was verified."""
 
     stamp: int
-    digest: bytes
-    """What a static token is kept as."""
     found: Principal
     """As its credential says."""
     principal: Principal
@@ -67,7 +63,6 @@ class Gate:
         self._jwt = jwt
         self._ask = ask
         self._known: dict[bytes, _Known] = {}
-        self._key = os.urandom(32)
         self._refusals = _Refusals()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gate", daemon=True)
@@ -106,12 +101,10 @@ class Gate:
     def _by_token(self, token: str) -> Principal:
         if len(token) > _MOST_CHARACTERS:
             raise Unauthenticated("too long")
-        # A tenth of what the digest takes that the database knows tokens by.
-        handle, at = hashlib.blake2b(token.encode(), digest_size=16, key=self._key).digest(), time.time()
+        digest, at = digest_of(token), time.time()
         stamp = self._stamp()
-        known = self._known.get(handle)
-        digest = digest_of(token) if known is None else known.digest
         found = self._tokens.find(digest, at)
+        known = self._known.get(digest)
         if known is not None and known.stamp == stamp:
             same = known.found is found if known.is_static else found is None and at < known.found.expires
             if same:
@@ -122,7 +115,7 @@ class Gate:
         principal = self._policy.bound(found)
         while len(self._known) >= _MOST_KNOWN:
             self._known.pop(next(iter(self._known)), None)
-        self._known[handle] = _Known(stamp, digest, found, principal, is_static)
+        self._known[digest] = _Known(stamp, found, principal, is_static)
         return principal
 
     def _by_jwt(self, token: str) -> Principal:
