@@ -33,6 +33,7 @@ import sampling
 import servers
 from cases import CASES, INFER, QUESTIONS, Case, Questions, differs
 from client import Channel, Load
+from peers import answers
 
 from luthier_client import Client
 
@@ -145,6 +146,7 @@ def measure(plan: Plan) -> dict[str, Any]:
         "load": load,
         "packages": packages,
         "options": options,
+        "threads": {case.model: answers.threads(bundles[case.model]) for case in plan.cases},
         "instances": servers.INSTANCES,
         "mlserver_workers": plan.workers,
         "together": together,
@@ -199,8 +201,8 @@ def check(case: Case, questions: Questions, started: Mapping[str, servers.Server
         read = case.said_by_luthier if name == "luthier" else case.said_by_peer
         said[name] = [read(channel.call(request)) for request in requests]
         channel.close()
-    for name, answers in said.items():
-        for index, (one, other) in enumerate(zip(said["luthier"], answers, strict=True)):
+    for name, answered in said.items():
+        for index, (one, other) in enumerate(zip(said["luthier"], answered, strict=True)):
             if differs(one, other):
                 raise SystemExit(f"{case.id}, question {index}: luthier answers {one}, {name} {other}")
     print(f"{case.id}: {len(said)} servers give the same {QUESTIONS} answers", flush=True)

@@ -21,8 +21,8 @@ class Limit:
     """The graph of a bundle, given the arrays that a server would give it."""
 
     def __init__(self, bundle: Path, arrays: Sequence[Mapping[str, np.ndarray]]) -> None:
-        providers = ["CPUExecutionProvider"]
-        self._session = ort.InferenceSession(bundle / MODEL_FILE, session_options(), providers=providers)
+        options = session_options(answers.threads(bundle))
+        self._session = ort.InferenceSession(bundle / MODEL_FILE, options, providers=["CPUExecutionProvider"])
         self._arrays = arrays
 
     def drive(self, in_flight: int, seconds: float) -> Load:
@@ -52,14 +52,11 @@ class Limit:
 
 
 def options() -> dict[str, str]:
-    """The session options; raises SystemExit where those of the peers are not Luthier's."""
+    """The options of every session; raises SystemExit where those of the peers are not Luthier's."""
     ours = session_options()
-    found = {
-        "intra_op_num_threads": str(ours.intra_op_num_threads),
-        "inter_op_num_threads": str(ours.inter_op_num_threads),
-    }
+    found = {"inter_op_num_threads": str(ours.inter_op_num_threads)}
     found |= {name: ours.get_session_config_entry(name) for name in answers.ENTRIES}
-    theirs = dict.fromkeys(("intra_op_num_threads", "inter_op_num_threads"), str(answers.THREADS)) | answers.ENTRIES
+    theirs = {"inter_op_num_threads": str(answers.BETWEEN)} | answers.ENTRIES
     if found != theirs:
         raise SystemExit(
             f"Luthier's session options {found} are not those of the peers, {theirs}: see peers/answers.py"

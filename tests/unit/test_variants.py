@@ -125,12 +125,26 @@ class Fixture:
 ASKED = {"quantization": model_pb2.Quantization()}
 
 
+@pytest.fixture(autouse=True)
+def paces(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Milliseconds that a prediction of a form takes, by its folder; others are timed."""
+    found = {"int8": 1.0, "bundle": 1.0}
+    timed = variants.latencies
+
+    def latencies(task: Task, bundles: Any, instances: Any) -> list[float]:
+        return [found.get(bundle.name, ms) for bundle, ms in zip(bundles, timed(task, bundles, instances), strict=True)]
+
+    monkeypatch.setattr(variants, "latencies", latencies)
+    return found
+
+
 def near_ties() -> np.ndarray:
     """Columns that differ by less than 7 bits can tell: the float form is right, int8 guesses."""
     return np.eye(WIDTH) + 1000
 
 
-def test_float_alone_is_measured_too(tmp_path: Path) -> None:
+def test_float_alone_is_measured_too(tmp_path: Path, paces: dict[str, float]) -> None:
+    paces.clear()
     fixture = Fixture(tmp_path, np.eye(WIDTH), Largest())
     served, (variant,) = fixture.choose()
     assert served is fixture.float32
@@ -165,6 +179,26 @@ def test_int8_that_predicts_worse_is_not_served_and_says_why(tmp_path: Path, tas
     fixture = Fixture(tmp_path / "again", near_ties(), task)
     served, (float32, int8) = fixture.choose(quantization=model_pb2.Quantization(tolerance=1))
     assert (served.name, int8.served, int8.note) == ("int8", True, "dynamic")
+
+
+@pytest.mark.parametrize(
+    ("float32_ms", "int8_ms", "refusal"),
+    [
+        (10.0, 5.0, ""),
+        (10.0, 10.9, ""),
+        (10.0, 11.5, "; not served: a prediction takes 11.50 ms, and 10.00 ms in float32"),
+        # A moment more or less is that of the machine.
+        (0.05, 0.12, ""),
+    ],
+)
+def test_int8_that_takes_longer_is_not_served(
+    tmp_path: Path, paces: dict[str, float], float32_ms: float, int8_ms: float, refusal: str
+) -> None:
+    paces |= {"bundle": float32_ms, "int8": int8_ms}
+    served, (float32, int8) = Fixture(tmp_path, np.eye(WIDTH), Largest()).choose(**ASKED)
+    assert served.name == ("float32" if refusal else "int8")
+    assert (float32.latency_ms, int8.latency_ms) == (float32_ms, int8_ms)
+    assert int8.note == f"dynamic{refusal}"
 
 
 def test_a_metric_that_is_no_number_is_no_reason_to_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,32 +254,3 @@ def test_calibration_is_drawn_by_the_seed_and_encoded_by_the_codec(
     assert set(drawn(0)) < set(rows(100, seed=1)["text"].to_pylist())
     assert drawn(0) == drawn(0) != drawn(1)
     assert "calibrating int8" in fixture.stages
-
-
-@pytest.mark.parametrize(
-    ("milliseconds", "chosen"),
-    [
-        # A recommender: one product for all.
-        ({1: 8.4, 2: 10.0, 4: 13.0, 8: 22.0, 16: 40.0, 32: 78.0}, 32),
-        # A convolution: twice as long for twice as many.
-        ({1: 1.1, 2: 2.2, 4: 4.5, 8: 9.9}, 1),
-        # A small network: much is saved, and less than it takes to put calls together.
-        ({1: 0.06, 2: 0.065, 32: 0.2}, 1),
-        # It grows slow again.
-        ({1: 2.0, 2: 2.4, 4: 3.2, 8: 5.6, 16: 20.0}, 8),
-        # A seventh is saved, which is not enough.
-        ({1: 10.0, 2: 17.4}, 1),
-        ({1: 600.0}, 1),
-    ],
-)
-def test_calls_go_together_where_that_saves_enough(milliseconds: dict[int, float], chosen: int) -> None:
-    timings = [model_pb2.Serving.Timing(rows=rows, milliseconds=ms) for rows, ms in milliseconds.items()]
-    assert variants.most_rows(timings) == chosen
-
-
-def test_times_of_several_at_once_are_kept(tmp_path: Path) -> None:
-    fixture = Fixture(tmp_path, np.eye(WIDTH), Largest())
-    found = variants.measure(fixture.task, fixture.float32.directory, fixture.task.instances(fixture.examples))
-    assert [timing.rows for timing in found.timings] == [1, 2, 4, 8, 16, 32]
-    assert all(timing.milliseconds > 0 for timing in found.timings)
-    assert found.most_rows == variants.most_rows(found.timings)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +49,35 @@ class Run:
     def name(self) -> str:
         fold = f"-fold{self.fold}" if self.case.folds > 1 else ""
         return f"{self.case.id}-{self.start}-seed{self.seed}{fold}"
+
+    def compared(self) -> tuple[list[Run], list[Run]]:
+        """The runs of its case, tuned and other, whose predictions are compared."""
+        folds = range(self.case.folds)
+        return [Run(self.case, TUNED, 0, fold) for fold in folds], [Run(self.case, OTHER, 0, fold) for fold in folds]
+
+
+def planned(cases: Iterable[Case], seeds: int) -> Iterator[Run]:
+    """The runs in the order of their worth: timings, a seed of each case and what it is compared with, more seeds."""
+    cases = list(cases)
+    yield from (Run(case, TIMED, 0) for case in cases if case.base)
+    for case in cases:
+        yield from chain(*Run(case, TUNED, 0).compared())
+    for seed, case in product(range(1, seeds), cases):
+        yield from (Run(case, TUNED, seed, fold) for fold in range(case.folds))
+
+
+def machine() -> str:
+    """The processor and the packages that a run is made with."""
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "timm", "transformers", "onnxruntime"))
+    flags, model = (_cpuinfo(key) for key in ("flags", "model name"))
+    able = ", ".join(name for name in ("avx2", "avx512f", "avx512_vnni", "amx_bf16") if name in flags.split())
+    model = model or platform.machine()
+    return f"{len(os.sched_getaffinity(0))} cores of {model} ({able}), Python {platform.python_version()}, {packages}"
+
+
+def _cpuinfo(key: str) -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith(key)), "")
 
 
 class Workshop:
@@ -84,19 +116,16 @@ class Workshop:
             _import(MOBILENET, weights, target)
         return target
 
-    def path(self, run: Run) -> Path:
-        """Where the record of a run is."""
-        return self.directory / "runs" / run.name / "record.json"
-
-    def record(self, run: Run) -> dict[str, Any] | None:
-        """What was measured of a run; None where it was not made yet."""
-        path = self.path(run)
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    def predicted(self, run: Run) -> bool:
+        """Whether the run's predictions are here."""
+        return self._served(run).exists()
 
     def predictions(self, run: Run) -> list[Message]:
         """What the run's bundle predicts for the test part."""
-        kind = self.task(run.case).methods[0].prediction
-        return read_messages(self.directory / "runs" / run.name / "served.bin", kind)
+        return read_messages(self._served(run), self.task(run.case).methods[0].prediction)
+
+    def _served(self, run: Run) -> Path:
+        return self.directory / "runs" / run.name / "served.bin"
 
     def make(self, run: Run) -> dict[str, Any]:
         """Trains, exports, predicts with both sides, measures; returns the record."""
@@ -106,26 +135,24 @@ class Workshop:
         target.mkdir(parents=True)
         test = self.test(run.case, run.fold)
         instances = task.instances(test)
-        started = time.monotonic()
         _train(run, task, data, self.base(run.case), instances, target)
-        total = time.monotonic() - started
         outcome = collect(target, task)
         served = evaluate.predict(task, outcome.bundle, instances)
-        write_messages(target / "served.bin", served)
+        metrics = dict(task.score(test, served).metrics)
         record: dict[str, Any] = {
-            "metrics": dict(sorted(task.score(test, served).metrics.items())),
+            "metrics": {peer.metric: metrics[peer.metric] for peer in run.case.peers},
+            "primary": task.primary_metric,
+            "served": metrics[task.primary_metric],
             "source": task.score(test, outcome.predictions).metrics[task.primary_metric],
             "predictions": len(served),
             "changed": sum(_said(a) != _said(b) for a, b in zip(outcome.predictions, served, strict=True)),
             "training_s": outcome.figures["training_s"],
-            "total_s": total,
-            "figures": outcome.figures,
         }
         if (target / "speed.json").exists():
             record |= json.loads((target / "speed.json").read_text(encoding="utf-8"))
         if run.start != OTHER and run.seed == 0 and run.fold == 0:
             record["int8"] = _int8(run, task, data, test, instances, target)
-        (target / "record.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+        write_messages(self._served(run), served)
         shutil.rmtree(target / "run")
         return record
 

@@ -11,10 +11,16 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-THREADS = 1
+BETWEEN = 1
 ENTRIES = {"session.intra_op.allow_spinning": "0", "session.use_device_allocator_for_initializers": "1"}
-"""Session options; the benchmark checks that they are Luthier's."""
+"""Session options; the benchmark checks that they are Luthier's. The threads of a call are what the bundle says."""
 ITEMS = 10
+
+
+def threads(bundle):
+    """The threads of a call, as Luthier settled them at publication."""
+    manifest = json.loads((Path(bundle) / "manifest.json").read_text(encoding="utf-8"))
+    return manifest["measurements"]["serving"]["threads"]
 
 
 class Tensors:
@@ -22,7 +28,8 @@ class Tensors:
 
     def __init__(self, bundle):
         options = ort.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = THREADS
+        options.intra_op_num_threads = threads(bundle)
+        options.inter_op_num_threads = BETWEEN
         for name, value in ENTRIES.items():
             options.add_session_config_entry(name, value)
         options.log_severity_level = 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import structlog
@@ -48,7 +49,8 @@ class Opener:
         bundle.verify(directory, version.digest)
         try:
             meter = self._meters.version(*names.parse("models/{model}/versions/{number}", version.name))
-            predictor = Predictor(task, directory, device=self._device, meter=meter)
+            threads = min(version.serving.threads or 1, len(os.sched_getaffinity(0)))
+            predictor = Predictor(task, directory, threads, self._device, meter)
         except LuthierError:
             raise
         except Exception as error:  # A plugin's or onnxruntime's: one version that cannot be opened stops no other.

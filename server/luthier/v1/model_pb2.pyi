@@ -348,23 +348,61 @@ class Serving(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class ThreadTiming(_message.Message):
+        """A call on so many threads."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        THREADS_FIELD_NUMBER: _builtins.int
+        ALONE_MILLISECONDS_FIELD_NUMBER: _builtins.int
+        PER_SECOND_FIELD_NUMBER: _builtins.int
+        threads: _builtins.int
+        """Threads of one call."""
+        alone_milliseconds: _builtins.float
+        """Median milliseconds of a call with nothing beside it."""
+        per_second: _builtins.float
+        """Calls in a second by as many callers as there are cores."""
+        def __init__(
+            self,
+            *,
+            threads: _builtins.int = ...,
+            alone_milliseconds: _builtins.float = ...,
+            per_second: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["alone_milliseconds", b"alone_milliseconds", "per_second", b"per_second", "threads", b"threads"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     MOST_ROWS_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
+    THREADS_FIELD_NUMBER: _builtins.int
+    THREAD_TIMINGS_FIELD_NUMBER: _builtins.int
     most_rows: _builtins.int
     """Calls that wait at the same moment are computed together up to so many instances; 1: each alone, which was no slower."""
+    threads: _builtins.int
+    """Threads that compute one call, where the server has as many cores; 1 where more save it little or cost those beside it."""
     @_builtins.property
     def timings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Serving.Timing]:
         """What this was decided by."""
+
+    @_builtins.property
+    def thread_timings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Serving.ThreadTiming]:
+        """What this was decided by. Not set where a call is too short to be divided, or where the machine has one core."""
 
     def __init__(
         self,
         *,
         most_rows: _builtins.int = ...,
         timings: _abc.Iterable[Global___Serving.Timing] | None = ...,
+        threads: _builtins.int = ...,
+        thread_timings: _abc.Iterable[Global___Serving.ThreadTiming] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["most_rows", b"most_rows", "timings", b"timings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["most_rows", b"most_rows", "thread_timings", b"thread_timings", "threads", b"threads", "timings", b"timings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -17,7 +17,7 @@ from luthier import bases, bundle, datasets, drift, names
 from luthier.errors import Cancelled, ParityFailed
 from luthier.task import PARTS, Task
 from luthier.v1 import dataset_pb2, evaluation_pb2, model_pb2
-from luthier.worker import evaluate, report, variants
+from luthier.worker import evaluate, pace, report, variants
 from luthier.worker.job import Job, Paused, Publish
 from luthier.worker.trainer_process import train
 
@@ -72,7 +72,7 @@ def tune(job: Job, request: model_pb2.FineTuneRequest) -> Publish:
         packages=outcome.packages,
         servable=True,
         variants=measured,
-        serving=variants.measure(task, served.directory, task.instances(examples)),
+        serving=pace.measure(task, served.directory, task.instances(examples)),
     )
     _seal(job, task, version, config, judged, served.directory)
     job.check()
@@ -199,6 +199,7 @@ def _seal(job: Job, task: Task, version: model_pb2.ModelVersion, config: Message
             "parity": {**MessageToDict(version.parity, preserving_proto_field_name=True), "part": judged},
             "training": dict(version.training),
             "variants": [MessageToDict(v, preserving_proto_field_name=True) for v in version.variants],
+            "serving": MessageToDict(version.serving, preserving_proto_field_name=True),
         },
     }
     version.digest = bundle.seal(directory, manifest)

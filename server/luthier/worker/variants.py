@@ -39,15 +39,9 @@ TIMED_INSTANCES = 50
 WARM_UP = 5
 """How many of them are predicted before, not timed."""
 
-TOGETHER = (1, 2, 4, 8, 16, 32)
-"""Numbers of instances that are timed together."""
-TIMED_TURNS = 5
-LONGEST_S = 0.5
-"""More instances are not tried once so many take this long together: nobody is to wait longer for others."""
-LEAST_GAIN = 0.15
-"""Share of an instance's time that has to be saved by computing it together with others."""
-LEAST_GAIN_MS = 0.1
-"""And the time: putting calls together and waking them takes about as long."""
+SLOWER_BY, SLOWER_BY_MS = 0.1, 0.1
+"""int8 is not served where it takes longer than float32 by more than this share and by more than so many milliseconds.
+Where it takes about as long, it is still a quarter of the size."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +63,16 @@ def choose(
     served, forms, notes = float32, [float32], {}
     if request.HasField("quantization"):
         try:
-            int8 = _int8(job, task, request.seed, data, examples, float32)
+            forms.append(_int8(job, task, request.seed, data, examples, float32))
         except NotQuantisable as reason:
             notes["int8"] = f"not applicable: {reason}"
-        else:
-            forms.append(int8)
-            refusal = _refusal(task, request.quantization, float32, int8)
-            notes["int8"] = f"{int8.note}; not served: {refusal}" if refusal else int8.note
-            served = float32 if refusal else int8
     job.progress("timing", 0, 1)
     milliseconds = latencies(task, [form.directory for form in forms], task.instances(examples))
+    if len(forms) > 1:
+        int8 = forms[1]
+        refusal = _refusal(task, request.quantization, float32, int8, milliseconds)
+        notes["int8"] = f"{int8.note}; not served: {refusal}" if refusal else int8.note
+        served = float32 if refusal else int8
     variants = {
         form.name: model_pb2.Variant(
             name=form.name,
@@ -94,14 +88,19 @@ def choose(
     return served, list(variants.values())
 
 
-def _refusal(task: Task, quantization: model_pb2.Quantization, float32: Form, int8: Form) -> str:
-    """Why int8 may not be served; empty where it may."""
+def _refusal(
+    task: Task, quantization: model_pb2.Quantization, float32: Form, int8: Form, milliseconds: Sequence[float]
+) -> str:
+    """Why int8 may not be served, given what a prediction by float32 and by int8 takes; empty where it may."""
     tolerance = quantization.tolerance if quantization.HasField("tolerance") else TOLERANCE
     loss = evaluate.shortfall(task, float32.metric, int8.metric)
     # A metric that is not a number compares as false, and must not pass for that.
-    if loss <= tolerance:
-        return ""
-    return f"it loses {loss:.4f} of {task.primary_metric}, where {tolerance:g} is allowed"
+    if not loss <= tolerance:
+        return f"it loses {loss:.4f} of {task.primary_metric}, where {tolerance:g} is allowed"
+    float32_ms, int8_ms = milliseconds
+    if int8_ms - float32_ms > max(SLOWER_BY_MS, SLOWER_BY * float32_ms):
+        return f"a prediction takes {int8_ms:.2f} ms, and {float32_ms:.2f} ms in float32"
+    return ""
 
 
 def _int8(job: Job, task: Task, seed: int, data: Path, examples: pa.Table, float32: Form) -> Form:
@@ -145,31 +144,3 @@ def latencies(task: Task, bundles: Sequence[Path], instances: Sequence[Message])
             predictor.predict([instance])
             taken.append(time.perf_counter() - started)
     return [statistics.median(taken[-len(timed) :]) * 1000 for taken in seconds]
-
-
-def measure(task: Task, directory: Path, instances: Sequence[Message]) -> model_pb2.Serving:
-    """Times several instances at once, and settles how many calls are put together."""
-    predictor = Predictor(task, directory)
-    predictor.predict(instances[:1])
-    timings = []
-    for rows in TOGETHER:
-        taken = []
-        for turn in range(TIMED_TURNS):
-            first = turn * rows
-            together = [instances[(first + i) % len(instances)] for i in range(rows)]
-            started = time.perf_counter()
-            predictor.predict(together)
-            taken.append(time.perf_counter() - started)
-        median_s = statistics.median(taken)
-        timings.append(model_pb2.Serving.Timing(rows=rows, milliseconds=median_s * 1000))
-        if median_s > LONGEST_S:
-            break
-    return model_pb2.Serving(most_rows=most_rows(timings), timings=timings)
-
-
-def most_rows(timings: Sequence[model_pb2.Serving.Timing]) -> int:
-    """The number of instances that are quickest together, each; 1 where that saves too little to be worth it."""
-    alone = timings[0].milliseconds
-    best = min(timings, key=lambda timing: timing.milliseconds / timing.rows)
-    saved = alone - best.milliseconds / best.rows
-    return best.rows if saved > max(LEAST_GAIN_MS, LEAST_GAIN * alone) else 1

@@ -155,6 +155,7 @@ def described(version: ModelVersion) -> list[Table]:
         output.table("metric on test", "value", rows=sorted(version.metrics.items())),
         *([variants(version)] if len(version.variants) > 1 else []),
         *([together(version)] if version.serving.timings else []),
+        *([divided(version)] if version.serving.thread_timings else []),
     ]
 
 
@@ -192,6 +193,20 @@ def together(version: ModelVersion) -> Table:
         "ms each",
         "chosen",
         rows=[(t.rows, t.milliseconds, t.milliseconds / t.rows, t.rows == best) for t in version.serving.timings],
+    )
+
+
+def divided(version: ModelVersion) -> Table:
+    """How quick a call is on several threads, alone and with a caller for each core, and on how many it is computed."""
+    return output.table(
+        "threads of a call",
+        "ms, alone",
+        "calls/s, all cores",
+        "chosen",
+        rows=[
+            (t.threads, t.alone_milliseconds, t.per_second, t.threads == version.serving.threads)
+            for t in version.serving.thread_timings
+        ],
     )
 
 

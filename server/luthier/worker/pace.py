@@ -1,0 +1,114 @@
+"""How a published bundle is best computed, settled by a short measurement: calls together, threads for one call."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from google.protobuf.message import Message
+
+from luthier.inference.predictor import Predictor
+from luthier.task import Task
+from luthier.v1.model_pb2 import Serving
+
+TOGETHER = (1, 2, 4, 8, 16, 32)
+"""Numbers of instances that are timed together."""
+TURNS = 5
+LONGEST_S = 0.5
+"""More instances are not tried once so many take this long together: nobody is to wait longer for others."""
+LEAST_GAIN = 0.15
+"""Share of an instance's time that has to be saved by computing it together with others."""
+LEAST_GAIN_MS = 0.1
+"""And the time: putting calls together and waking them takes about as long."""
+
+DIVISIBLE_MS = 2.0
+"""A shorter call is not divided: waking further threads for each of its layers takes about what they save."""
+LOADED_S = 0.3
+"""How long in each turn as many callers as cores call."""
+LEAST_SAVED = 0.2
+"""Share of a lone call's time that further threads have to save."""
+MOST_LOST = 0.02
+"""Share of the calls in a second that they may cost when every core has a caller of its own: about the noise."""
+
+
+def measure(task: Task, directory: Path, instances: Sequence[Message]) -> Serving:
+    """Times several instances at once, and one instance on several threads."""
+    timings = _together(Predictor(task, directory), instances)
+    found = Serving(most_rows=most_rows(timings), timings=timings, threads=1)
+    cores = len(os.sched_getaffinity(0))
+    if cores > 1 and timings[0].milliseconds >= DIVISIBLE_MS:
+        divided = _divided([Predictor(task, directory, threads=count) for count in (1, cores)], instances, cores)
+        for count, (alone_ms, per_second) in zip((1, cores), divided, strict=True):
+            found.thread_timings.add(threads=count, alone_milliseconds=alone_ms, per_second=per_second)
+        found.threads = threads(found.thread_timings)
+    return found
+
+
+def most_rows(timings: Sequence[Serving.Timing]) -> int:
+    """The number of instances that are quickest together, each; 1 where that saves too little to be worth it."""
+    alone = timings[0].milliseconds
+    best = min(timings, key=lambda timing: timing.milliseconds / timing.rows)
+    saved = alone - best.milliseconds / best.rows
+    return best.rows if saved > max(LEAST_GAIN_MS, LEAST_GAIN * alone) else 1
+
+
+def threads(timings: Sequence[Serving.ThreadTiming]) -> int:
+    """As many as make a lone call much quicker and calls side by side no slower; else 1."""
+    one, several = timings
+    is_quicker = several.alone_milliseconds <= (1 - LEAST_SAVED) * one.alone_milliseconds
+    return several.threads if is_quicker and several.per_second >= (1 - MOST_LOST) * one.per_second else 1
+
+
+def _together(predictor: Predictor, instances: Sequence[Message]) -> list[Serving.Timing]:
+    predictor.predict(instances[:1])
+    timings = []
+    for rows in TOGETHER:
+        taken = []
+        for turn in range(TURNS):
+            first = turn * rows
+            together = [instances[(first + i) % len(instances)] for i in range(rows)]
+            taken.append(_timed(lambda: predictor.predict(together)))  # noqa: B023 -- it runs at once
+        median_s = statistics.median(taken)
+        timings.append(Serving.Timing(rows=rows, milliseconds=median_s * 1000))
+        if median_s > LONGEST_S:
+            break
+    return timings
+
+
+def _divided(predictors: Sequence[Predictor], instances: Sequence[Message], cores: int) -> list[tuple[float, float]]:
+    """Of each predictor, by turns: median milliseconds of a lone call, calls in a second by a caller for each core."""
+    alone: list[list[float]] = [[] for _ in predictors]
+    loaded: list[list[float]] = [[] for _ in predictors]
+    with ThreadPoolExecutor(cores) as callers:
+        for _ in range(TURNS + 1):
+            for predictor, quiet, busy in zip(predictors, alone, loaded, strict=True):
+                quiet += [_timed(lambda: predictor.predict(instances[:1])) for _ in range(TURNS)]  # noqa: B023
+                busy.append(_per_second(predictor, instances, callers, cores))
+    # The first turn warms up.
+    return [
+        (statistics.median(quiet[TURNS:]) * 1000, statistics.median(busy[1:]))
+        for quiet, busy in zip(alone, loaded, strict=True)
+    ]
+
+
+def _per_second(predictor: Predictor, instances: Sequence[Message], callers: ThreadPoolExecutor, cores: int) -> float:
+    started = time.perf_counter()
+
+    def call(offset: int) -> int:
+        count = 0
+        while time.perf_counter() - started < LOADED_S:
+            predictor.predict([instances[(offset + count) % len(instances)]])
+            count += 1
+        return count
+
+    return sum(callers.map(call, range(cores))) / (time.perf_counter() - started)
+
+
+def _timed(run: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
