@@ -335,7 +335,9 @@ class Serving(_message.Message):
         rows: _builtins.int
         """Instances."""
         milliseconds: _builtins.float
-        """Median milliseconds on one thread, from raw input to final prediction, on the machine that made the version."""
+        """Milliseconds on one thread, from raw input to final prediction, on the machine that made the version: the least of
+        several turns, since whatever else it does only ever adds.
+        """
         def __init__(
             self,
             *,
@@ -360,9 +362,9 @@ class Serving(_message.Message):
         threads: _builtins.int
         """Threads of one call."""
         alone_milliseconds: _builtins.float
-        """Median milliseconds of a call with nothing beside it."""
+        """Milliseconds of a call with nothing beside it, the least of several turns."""
         per_second: _builtins.float
-        """Calls in a second by as many callers as there are cores."""
+        """Calls in a second by as many callers as there are cores, the most of several turns."""
         def __init__(
             self,
             *,

@@ -1,7 +1,11 @@
-"""How a published bundle is best computed, settled by a short measurement: calls together, threads for one call."""
+"""How a published bundle is best computed, settled by a short measurement: calls together, threads for one call.
+
+What is compared is measured by turns, and the best of the turns counts: whatever else the machine does only ever adds.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
@@ -15,7 +19,9 @@ from luthier.inference.predictor import Predictor
 from luthier.task import Task
 from luthier.v1.model_pb2 import Serving
 
-TOGETHER = (1, 2, 4, 8, 16, 32)
+ALONE = 4
+"""Instances that are timed each alone: texts differ in length."""
+TOGETHER = (2, 4, 8, 16, 32)
 """Numbers of instances that are timed together."""
 TURNS = 5
 LONGEST_S = 0.5
@@ -64,35 +70,31 @@ def threads(timings: Sequence[Serving.ThreadTiming]) -> int:
 
 
 def _together(predictor: Predictor, instances: Sequence[Message]) -> list[Serving.Timing]:
-    predictor.predict(instances[:1])
-    timings = []
-    for rows in TOGETHER:
-        taken = []
-        for turn in range(TURNS):
-            first = turn * rows
-            together = [instances[(first + i) % len(instances)] for i in range(rows)]
-            taken.append(_timed(lambda: predictor.predict(together)))  # noqa: B023 -- it runs at once
-        median_s = statistics.median(taken)
-        timings.append(Serving.Timing(rows=rows, milliseconds=median_s * 1000))
-        if median_s > LONGEST_S:
-            break
-    return timings
+    alone = [[instances[i % len(instances)]] for i in range(ALONE)]
+    several = [[instances[i % len(instances)] for i in range(rows)] for rows in TOGETHER]
+    predictor.predict(alone[0])
+    groups = [*alone, *several]
+    least = [math.inf] * len(groups)
+    for _ in range(TURNS):
+        for i, group in enumerate(groups):
+            least[i] = min(least[i], _timed(lambda: predictor.predict(group)))  # noqa: B023 -- it runs at once
+            if least[i] > LONGEST_S and i >= ALONE:
+                break
+    timings = [Serving.Timing(rows=1, milliseconds=statistics.fmean(least[:ALONE]) * 1000)]
+    tried = [(group, seconds) for group, seconds in zip(several, least[ALONE:], strict=True) if seconds < math.inf]
+    return timings + [Serving.Timing(rows=len(group), milliseconds=seconds * 1000) for group, seconds in tried]
 
 
 def _divided(predictors: Sequence[Predictor], instances: Sequence[Message], cores: int) -> list[tuple[float, float]]:
-    """Of each predictor, by turns: median milliseconds of a lone call, calls in a second by a caller for each core."""
-    alone: list[list[float]] = [[] for _ in predictors]
-    loaded: list[list[float]] = [[] for _ in predictors]
+    """Of each predictor: milliseconds of a lone call, and calls in a second by a caller for each core."""
+    alone, loaded = [math.inf] * len(predictors), [0.0] * len(predictors)
     with ThreadPoolExecutor(cores) as callers:
-        for _ in range(TURNS + 1):
-            for predictor, quiet, busy in zip(predictors, alone, loaded, strict=True):
-                quiet += [_timed(lambda: predictor.predict(instances[:1])) for _ in range(TURNS)]  # noqa: B023
-                busy.append(_per_second(predictor, instances, callers, cores))
-    # The first turn warms up.
-    return [
-        (statistics.median(quiet[TURNS:]) * 1000, statistics.median(busy[1:]))
-        for quiet, busy in zip(alone, loaded, strict=True)
-    ]
+        for _ in range(TURNS):
+            for i, predictor in enumerate(predictors):
+                took = [_timed(lambda: predictor.predict(instances[:1])) for _ in range(TURNS)]  # noqa: B023
+                alone[i] = min(alone[i], *took)
+                loaded[i] = max(loaded[i], _per_second(predictor, instances, callers, cores))
+    return [(seconds * 1000, calls) for seconds, calls in zip(alone, loaded, strict=True)]
 
 
 def _per_second(predictor: Predictor, instances: Sequence[Message], callers: ThreadPoolExecutor, cores: int) -> float:
