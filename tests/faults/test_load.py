@@ -35,11 +35,12 @@ PACE_S = 0.1
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home with the model `shop`, for one server after the other."""
+    """A home with the model `shop`, whose calls are computed together, for one server after the other."""
     home = tmp_path_factory.mktemp("home")
     with serving(home) as server:
         create_dataset(server, "shop", "recommendation", {"_": interactions(home.parent / "shop.csv")})
         fine_tune(server, "shop", "recommendation", "shop", EASE)
+    settle(home, most_rows=32)
     return home
 
 
@@ -47,14 +48,18 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def alone(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same where no calls are computed together."""
     copy = Path(shutil.copytree(home, tmp_path_factory.mktemp("alone") / "home"))
-    database = Database(f"sqlite:///{copy / 'luthier.db'}")
+    settle(copy, most_rows=1)
+    return copy
+
+
+def settle(home: Path, most_rows: int) -> None:
+    """How many calls for the only model are computed together, whatever was measured at its publication."""
+    database = Database(f"sqlite:///{home / 'luthier.db'}")
     with database.write() as connection:
         version = model_pb2.ModelVersion.FromString(connection.execute(sa.select(model_versions.c.record)).scalar_one())
-        assert version.serving.most_rows > 1
-        version.serving.most_rows = 1
+        version.serving.most_rows = most_rows
         connection.execute(model_versions.update().values(record=version.SerializeToString()))
     database.close()
-    return copy
 
 
 @contextmanager
