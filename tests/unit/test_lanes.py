@@ -82,6 +82,21 @@ def test_calls_that_wait_go_together_and_nobody_waits_for_them(cores: Cores, cal
     assert model.batches == [[0], [1, 2, 3], [4]]
 
 
+def test_a_core_leaves_the_others_their_share(threads: Threads, callers: ThreadPoolExecutor) -> None:
+    model = Model()
+    lane: Lane[int, int] = Lane(Cores(2, threads), "m", model, row_s=SLOW_S, meter=VersionMeter("m", "1"), most_rows=8)
+    occupied(lane, model, callers)
+    occupied(lane, model, callers)
+    others = []
+    for number in (1, 2, 3, 4, 5):
+        others.append(callers.submit(lane.run, number, 1))
+        until_waiting(lane, number)
+    model.go.set()
+    assert [other.result(10) for other in others] == [2, 4, 6, 8, 10]
+    assert model.batches[:2] == [[0], [0]]
+    assert sorted(model.batches[2:]) == [[1, 2, 3], [4], [5]]
+
+
 def test_a_bad_call_fails_alone(cores: Cores, callers: ThreadPoolExecutor) -> None:
     model = Model()
     lane: Lane[int, int] = Lane(cores, "m", model, row_s=SLOW_S, meter=VersionMeter("m", "1"), most_rows=8)

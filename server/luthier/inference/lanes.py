@@ -191,9 +191,14 @@ class Lane(Generic[P, R]):
         return result
 
     def next_batch(self) -> list[_Call[P, R]]:
-        """The calls to compute next, out of the queue; none where nobody waits any more. With the lock held."""
+        """The calls to compute next, out of the queue; none where nobody waits any more. With the lock held.
+
+        Of what waits no more than a core's share: the next core to be free would find nothing left to do.
+        """
         batch: list[_Call[P, R]] = []
         rows, now = 0, time.monotonic()
+        share = math.ceil(sum(call.rows for call in self._waiting) / self._cores.count)
+        most_rows = min(self._most_rows, share)
         while self._waiting:
             call = self._waiting[0]
             if not call.caller.is_there():
@@ -202,7 +207,7 @@ class Lane(Generic[P, R]):
             if call.deadline is not None and call.deadline <= now:
                 self._waiting.popleft().answer(None, DeadlineExceeded("the deadline passed before its turn came"))
                 continue
-            if batch and (call.key != batch[0].key or rows + call.rows > self._most_rows):
+            if batch and (call.key != batch[0].key or rows + call.rows > most_rows):
                 break
             if batch and self._is_late((rows + call.rows) * self.row_s, now, [*batch, call]):
                 break

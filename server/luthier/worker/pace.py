@@ -26,6 +26,8 @@ TOGETHER = (1, 2, 4, 8, 16, 32)
 TURNS = 5
 LONGEST_S = 0.5
 """More instances are not tried once so many take this long together: nobody is to wait longer for others."""
+NEARLY = 1.1
+"""As quick as the quickest number of instances is one that takes no more than so many times as long for each."""
 LEAST_GAIN = 0.15
 """Share of an instance's time that has to be saved by computing it together with others."""
 LEAST_GAIN_MS = 0.3
@@ -56,11 +58,10 @@ def measure(task: Task, directory: Path, instances: Sequence[Message]) -> Servin
 
 
 def most_rows(timings: Sequence[Serving.Timing]) -> int:
-    """The number of instances that are quickest together, each; 1 where that saves too little to be worth it."""
-    alone = timings[0].milliseconds
-    best = min(timings, key=lambda timing: timing.milliseconds / timing.rows)
-    saved = alone - best.milliseconds / best.rows
-    return best.rows if saved > max(LEAST_GAIN_MS, LEAST_GAIN * alone) else 1
+    """The least number of instances that are nearly the quickest together; 1 where they save too little to be worth it."""
+    each = {timing.rows: timing.milliseconds / timing.rows for timing in timings}
+    rows = min(count for count, ms in each.items() if ms <= NEARLY * min(each.values()))
+    return rows if each[1] - each[rows] > max(LEAST_GAIN_MS, LEAST_GAIN * each[1]) else 1
 
 
 def threads(timings: Sequence[Serving.ThreadTiming]) -> int:
