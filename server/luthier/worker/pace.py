@@ -58,7 +58,7 @@ def measure(task: Task, directory: Path, instances: Sequence[Message]) -> Servin
 
 
 def most_rows(timings: Sequence[Serving.Timing]) -> int:
-    """The least number of instances that are nearly the quickest together; 1 where they save too little to be worth it."""
+    """The least number of instances that are nearly the quickest together; 1 where that saves too little."""
     each = {timing.rows: timing.milliseconds / timing.rows for timing in timings}
     rows = min(count for count, ms in each.items() if ms <= NEARLY * min(each.values()))
     return rows if each[1] - each[rows] > max(LEAST_GAIN_MS, LEAST_GAIN * each[1]) else 1
