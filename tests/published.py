@@ -32,12 +32,14 @@ def publish(
     change: Callable[[Path], object] | None = None,
     files: Sequence[tuple[str, Path]] = (),
     task: str = TASK,
+    threads: int = 0,
 ) -> ModelVersion:
     """Publishes a version that gives `value` for the features `[0]`, from tables of so many megabytes in all.
 
     Where `claimed_bytes` is not 0, its record says that the graph's file is of this size. With
     another `output` the codec does not find what it looks for, which is an error that nobody foresaw. `change` is what
-    happens to the bundle before it is sealed, and `files` are named by its manifest too.
+    happens to the bundle before it is sealed, and `files` are named by its manifest too. `threads` are what was settled
+    for a call; 0: nobody has measured.
     """
     directory = store.home / "work" / f"published-{uuid.uuid4().hex}"
     directory.mkdir()
@@ -56,6 +58,8 @@ def publish(
     files = [BundleFile(path=path, size_bytes=size) for path, size in sizes.items()]
     store.publish(directory, store.bundle(digest))
     version = ModelVersion(task=task, digest=digest, files=files)
+    if threads:
+        version.serving.threads = threads
     with database.write() as connection:
         return Registry(database).add_model_version(connection, model, version, uuid.uuid4().hex)
 

@@ -19,7 +19,7 @@ import pytest
 from luthier import plugins
 from luthier.database import Database
 from luthier.errors import DataLoss, FailedPrecondition, NotFound, ResourceExhausted
-from luthier.inference import memory
+from luthier.inference import memory, predictor
 from luthier.inference.lanes import Cores
 from luthier.inference.pool import ModelPool
 from luthier.inference.predictor import Predictor
@@ -141,6 +141,23 @@ def test_aliases_and_numbers_are_found(home: Home) -> None:
     for name in ("m@other", "m/3", "n"):
         with pytest.raises(NotFound):
             pool.get(name)
+
+
+def test_a_call_is_computed_on_as_many_threads_as_were_settled(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def session_options(threads: int = 1) -> object:
+        asked.append(threads)
+        return made(threads)
+
+    made = predictor.session_options
+    monkeypatch.setattr(predictor, "session_options", session_options)
+    pool = home.pool()
+    for threads in (0, 1, 2, 64):
+        publish(home.database, home.store, f"m{threads}", 1, threads=threads)
+        pool.refresh()
+    # Predictions have two cores here.
+    assert asked == [1, 1, 2, 2]
 
 
 def test_what_each_took_is_told(home: Home) -> None:

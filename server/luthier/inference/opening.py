@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import structlog
@@ -30,14 +29,19 @@ class Opener:
         plugins: Plugins,
         meters: Meters,
         device: str,
+        most_threads: int,
         serve: Callable[[ModelVersion, Task, Predictor, VersionMeter], Served],
     ) -> None:
-        """Raises FailedPrecondition where no model could compute on the device."""
+        """A version's calls are computed on as many threads as were settled at its publication, at most `most_threads`.
+
+        Raises FailedPrecondition where no model could compute on the device.
+        """
         providers(device)
         self._store = store
         self._plugins = plugins
         self._meters = meters
         self._device = device
+        self._most_threads = most_threads
         self._serve = serve
 
     def open(self, version: ModelVersion) -> Served:
@@ -49,8 +53,8 @@ class Opener:
         bundle.verify(directory, version.digest)
         try:
             meter = self._meters.version(*names.parse("models/{model}/versions/{number}", version.name))
-            threads = min(version.serving.threads or 1, len(os.sched_getaffinity(0)))
-            predictor = Predictor(task, directory, threads, self._device, meter)
+            threads = min(version.serving.threads or 1, self._most_threads)
+            predictor = Predictor(task, directory, threads=threads, device=self._device, meter=meter)
         except LuthierError:
             raise
         except Exception as error:  # A plugin's or onnxruntime's: one version that cannot be opened stops no other.

@@ -83,7 +83,8 @@ class ModelPool:
         self._policies = policies
         self._threads = cores.threads
         self._budget = memory_mb * 2**20
-        opener = Opener(store, plugins, meters, device, partial(Served, cores=cores, most_waiting=most_waiting))
+        serve = partial(Served, cores=cores, most_waiting=most_waiting)
+        opener = Opener(store, plugins, meters, device, cores.count, serve)
         self._residents = Residents(opener.open, self._budget)
         self._snapshot = _Snapshot(0, {}, {})
         self._loading = threading.Lock()
