@@ -20,7 +20,7 @@ def page(record: Record) -> str:
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True, autoescape=False)
     shown = {
         "resamples": record["resamples"],
-        "machines": sorted({run["machine"] for run in record["runs"].values()}),
+        "machines": _machines(record["runs"]),
         "cases": [found for case in CASES if (found := _shown(case, record))],
     }
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(shown)
@@ -62,6 +62,21 @@ def _shown(case: Case, record: Record) -> Record | None:
         times = {key: value for key, value in timed.get("int8", {}).items() if key.endswith("_ms")}
         found["int8"] = first["int8"] | {"float_metric": first["metrics"][case.peers[0].metric]} | times
     return found
+
+
+def _machines(runs: Record) -> dict[str, str]:
+    """What was measured on each machine."""
+    found: dict[str, dict[str, set[str]]] = {}
+    for case in CASES:
+        for name, run in runs.items():
+            if name.startswith(f"{case.id}-"):
+                kind = "timings" if f"-{TIMED}-" in name else "trainings"
+                found.setdefault(run["machine"], {}).setdefault(kind, set()).add(case.id)
+    said = {
+        machine: "; ".join(f"{kind} of {', '.join(sorted(ids))}" for kind, ids in sorted(kinds.items()))
+        for machine, kinds in found.items()
+    }
+    return dict(sorted(said.items()))
 
 
 def _folds(case: Case, start: str, seed: int, runs: Record) -> list[Record]:
