@@ -89,18 +89,23 @@ def suppress(boxes: np.ndarray, classes: np.ndarray, iou: float, most: int) -> l
     `boxes`, float32 [n, 4], and `classes`, integers [n], come with the highest scores first. A box is dropped where its
     intersection over union with one that is kept, of its class, is above `iou`.
     """
-    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    left = np.arange(len(boxes))
+    left, top, right, bottom = np.ascontiguousarray(boxes.T)
+    areas = (right - left) * (bottom - top)
+    alive = np.ones(len(boxes), dtype=bool)
     kept: list[int] = []
-    while len(left) and len(kept) < most:
-        first, left = left[0], left[1:]
-        kept.append(int(first))
-        others = boxes[left]
-        sides = np.minimum(boxes[first, 2:], others[:, 2:]) - np.maximum(boxes[first, :2], others[:, :2])
-        shared = sides.clip(0).prod(1)
-        union = areas[first] + areas[left] - shared
+    for i in range(len(boxes)):
+        if not alive[i]:
+            continue
+        if len(kept) == most:
+            break
+        kept.append(i)
+        rest = slice(i + 1, None)
+        width = np.minimum(right[i], right[rest]) - np.maximum(left[i], left[rest])
+        height = np.minimum(bottom[i], bottom[rest]) - np.maximum(top[i], top[rest])
+        shared = np.maximum(width, 0) * np.maximum(height, 0)
         # Without an area there is no overlap to speak of, and no division by 0.
-        left = left[(classes[left] != classes[first]) | (shared <= iou * union)]
+        is_apart = shared <= iou * (areas[i] + areas[rest] - shared)
+        alive[rest] &= is_apart | (classes[rest] != classes[i])
     return kept
 
 
