@@ -58,7 +58,11 @@ def wanted(workshop: Workshop, record: dict[str, Any], run: Run) -> bool:
 def compare(workshop: Workshop, record: dict[str, Any], run: Run) -> None:
     """Records by how much the tuned model of the run's case is better, once both sides have predicted every fold."""
     tuned, other = run.compared()
-    if run in chain(tuned, other) and all(map(workshop.predicted, chain(tuned, other))):
+    if run not in chain(tuned, other):
+        return
+    # An interval of a run that was made again would be that of the former one.
+    record["better_by"].pop(run.case.id, None)
+    if all(map(workshop.predicted, chain(tuned, other))):
         task, metric = workshop.task(run.case), run.case.peers[0].metric
         examples = pa.concat_tables([workshop.test(run.case, one.fold) for one in tuned])
         sides = [list(chain.from_iterable(map(workshop.predictions, side))) for side in (tuned, other)]

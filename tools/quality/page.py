@@ -86,5 +86,5 @@ def _folds(case: Case, start: str, seed: int, runs: Record) -> list[Record]:
 
 
 def _mean(folds: Sequence[Record], metric: str) -> float:
-    """Over all examples of all folds."""
+    """Over all examples of all folds, of a metric that is a mean over them, as accuracy is."""
     return sum(fold["metrics"][metric] * fold["predictions"] for fold in folds) / sum(f["predictions"] for f in folds)

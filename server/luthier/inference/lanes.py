@@ -197,8 +197,10 @@ class Lane(Generic[P, R]):
         """
         batch: list[_Call[P, R]] = []
         rows, now = 0, time.monotonic()
-        share = math.ceil(sum(call.rows for call in self._waiting) / self._cores.count)
-        most_rows = min(self._most_rows, share)
+        most_rows = self._most_rows
+        if most_rows > 1:
+            share = math.ceil(sum(call.rows for call in self._waiting) / self._cores.count)
+            most_rows = min(most_rows, share)
         while self._waiting:
             call = self._waiting[0]
             if not call.caller.is_there():
