@@ -38,6 +38,10 @@ from peers import answers
 from luthier_client import Client
 
 IN_FLIGHT = (1, 8, 32)
+CONNECTIONS = 8
+"""Of the client to each server: many callers, each with a connection of its own, as microservices have them."""
+PROCESSES = len(os.sched_getaffinity(0))
+"""Of Luthier: one for each core, as Triton and MLServer have it with their two."""
 TURNS, SECONDS, WARM_UP = 5, 3.0, 0.5
 QUICK_TURNS, QUICK_SECONDS, QUICK_WARM_UP = 2, 0.8, 0.2
 LIVE = "/inference.GRPCInferenceService/ServerLive"
@@ -56,6 +60,9 @@ class Plan:
     turns: int
     seconds: float
     warm_up: float
+    connections: int
+    processes: int
+    """Of Luthier."""
     workers: int
     """Of MLServer."""
 
@@ -68,6 +75,7 @@ class Plan:
             and self.in_flight == [*IN_FLIGHT]
             and self.turns >= report.LEAST_TURNS
             and self.seconds >= SECONDS
+            and (self.connections, self.processes) == (CONNECTIONS, PROCESSES)
         )
 
 
@@ -79,6 +87,8 @@ def main() -> int:
     parser.add_argument("--in-flight", default=",".join(map(str, IN_FLIGHT)), help="[%(default)s]")
     parser.add_argument("--turns", type=int)
     parser.add_argument("--seconds", type=float, help="of each turn of a server in a row")
+    parser.add_argument("--connections", type=int, default=CONNECTIONS, help="of the client [%(default)s]")
+    parser.add_argument("--processes", type=int, default=PROCESSES, help="of Luthier [%(default)s, a core each]")
     parser.add_argument("--mlserver-workers", type=int, default=2, help="worker processes of MLServer [%(default)s]")
     parser.add_argument(
         "--page", action="store_true", help="write docs/performance.md from docs/performance.json again"
@@ -95,6 +105,8 @@ def main() -> int:
         turns=arguments.turns or (QUICK_TURNS if arguments.quick else TURNS),
         seconds=arguments.seconds or (QUICK_SECONDS if arguments.quick else SECONDS),
         warm_up=QUICK_WARM_UP if arguments.quick else WARM_UP,
+        connections=arguments.connections,
+        processes=arguments.processes,
         workers=arguments.mlserver_workers,
     )
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(f"ended by signal {number}"))
@@ -136,7 +148,7 @@ def measure(plan: Plan) -> dict[str, Any]:
         together = most_together(started["luthier"], plan)
         for case in plan.cases:
             check(case, questions[case.id], started)
-        contenders = {case.id: contend(case, questions[case.id], started, bundles) for case in plan.cases}
+        contenders = {case.id: contend(plan, case, questions[case.id], started, bundles) for case in plan.cases}
         ceiling = client_limit(plan, questions, started) if "triton" in plan.peers else {}
         found, idle = take_turns(plan, contenders, started)
         profile = profiles(plan, contenders, started["luthier"].pid)
@@ -147,6 +159,8 @@ def measure(plan: Plan) -> dict[str, Any]:
         "packages": packages,
         "options": options,
         "threads": {case.model: answers.threads(bundles[case.model]) for case in plan.cases},
+        "connections": plan.connections,
+        "processes": plan.processes,
         "instances": servers.INSTANCES,
         "mlserver_workers": plan.workers,
         "together": together,
@@ -173,7 +187,8 @@ def running(
     deployments = [servers.Deployment(c.deployment, c.kind, bundles[c.model], c.raw_outputs) for c in plan.cases]
     with ExitStack() as stack:
         models = sorted({case.model for case in plan.cases})
-        started = {"luthier": servers.luthier(home, models, "--trainings", "0", "--jobs", "0")}
+        flags = ["--trainings", "0", "--jobs", "0", "--processes", str(plan.processes)]
+        started = {"luthier": servers.luthier(home, models, *flags)}
         if "triton" in homes:
             started["triton"] = servers.triton(homes["triton"], deployments)
         if "mlserver" in homes:
@@ -214,13 +229,13 @@ Figures = dict[str, dict[str, dict[str, list[dict[str, float]]]]]
 
 
 def contend(
-    case: Case, questions: Questions, started: Mapping[str, servers.Server], bundles: Mapping[str, Path]
+    plan: Plan, case: Case, questions: Questions, started: Mapping[str, servers.Server], bundles: Mapping[str, Path]
 ) -> dict[str, Drive]:
     """How each contender in a case is driven."""
     found: dict[str, Drive] = {"limit": limit.Limit(bundles[case.model], questions.arrays).drive}
     for name, server in started.items():
         method, requests = requests_of(case, questions, server)
-        found[name] = _driver(Channel(server.address, method), requests)
+        found[name] = _driver(Channel(server.address, method, connections=plan.connections), requests)
     return found
 
 
@@ -232,7 +247,7 @@ def client_limit(
     plan: Plan, questions: Mapping[str, Questions], started: Mapping[str, servers.Server]
 ) -> dict[str, dict[str, float]]:
     """Calls a second that the client makes where there is no work: Triton's ServerLive skips what it is sent."""
-    channel = Channel(started["triton"].address, LIVE)
+    channel = Channel(started["triton"].address, LIVE, connections=plan.connections)
     found: dict[str, dict[str, float]] = {}
     for case in plan.cases:
         drive = _driver(channel, questions[case.id].peers)

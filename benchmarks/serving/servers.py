@@ -53,17 +53,22 @@ class Server:
     pid: int
 
     def cpu_s(self) -> float:
-        """Seconds of processors that it and all processes of its session have used."""
-        ticks = 0
+        """Seconds of processors that it and all processes that it has started have used."""
+        parents: dict[int, int] = {}
+        ticks: dict[int, int] = {}
         for folder in Path("/proc").iterdir():
             if folder.name.isdigit():
                 try:
                     values = (folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
                 except OSError:  # It has just ended.
                     continue
-                if int(values[3]) == self.pid:
-                    ticks += int(values[11]) + int(values[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+                parents[int(folder.name)] = int(values[1])
+                ticks[int(folder.name)] = int(values[11]) + int(values[12])
+
+        def is_own(process: int) -> bool:
+            return process == self.pid or (process in parents and is_own(parents[process]))
+
+        return sum(spent for process, spent in ticks.items() if is_own(process)) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
