@@ -39,9 +39,8 @@ TASTES, OWN, NORM_SPREAD = 500, 0.8, 0.6
 """Clusters of the factors' directions, how far items and users lie towards their own, and the spread of their norms,
 which are log-normal: popular items have long vectors."""
 USERS = 1000
-
-
-REST_S = 0.1
+REST_S = 0.5
+"""Between calls: a thread of numpy's still spins a tenth of a second after a product on two, beside whoever is next."""
 
 
 def factors(count: int, width: int, tastes: np.ndarray, random: np.random.Generator) -> np.ndarray:
