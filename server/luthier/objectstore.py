@@ -18,6 +18,10 @@ from luthier.errors import DataLoss, FailedPrecondition, StoreUnavailable
 CONNECT_S, READ_S = 3, 30
 """Seconds without an answer after which a request is tried again; the library does so five times."""
 
+PART_BYTES, PARTS_AT_ONCE, MOST_PARTS = 8 * 2**20, 2, 10_000
+"""Large artefacts go in parts, so many at once, which is what they take of memory; the library's own would be ten of
+50 MiB. Of one artefact S3 takes no more parts than the last."""
+
 _OURS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE}
 """What is wrong with this machine, not with the store."""
 
@@ -36,12 +40,18 @@ class ObjectStore:
         self._root = url.removeprefix("s3://").rstrip("/")
         waiting = {"connect_timeout": CONNECT_S, "read_timeout": READ_S}
         # What is listed changes by other machines' hands.
-        self._files: Any = S3FileSystem(use_listings_cache=False, config_kwargs=waiting)
+        self._files: Any = S3FileSystem(
+            use_listings_cache=False,
+            config_kwargs=waiting,
+            default_block_size=PART_BYTES,
+            max_concurrency=PARTS_AT_ONCE,
+        )
 
     def put(self, path: Path, name: str) -> None:
         """Keeps a file; replaces what has this name."""
+        part = max(PART_BYTES, -(-path.stat().st_size // MOST_PARTS))
         with self._reaching():
-            self._files.put_file(str(path), f"{self._root}/{name}")
+            self._files.put_file(str(path), f"{self._root}/{name}", chunksize=part)
 
     def put_folder(self, path: Path, name: str, scratch: Path) -> None:
         """Keeps a folder, packed; `scratch` is a path for a file that may be written and removed."""

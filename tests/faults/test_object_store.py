@@ -48,6 +48,24 @@ def url(object_store: S3, monkeypatch: pytest.MonkeyPatch) -> str:
     return object_store.new_bucket()
 
 
+TRANSFER = """
+import pathlib, re, sys
+from luthier.objectstore import ObjectStore
+
+store, large = ObjectStore(sys.argv[1]), pathlib.Path(sys.argv[2])
+store.names("warm")
+# Has the kernel forget the most that was resident so far.
+pathlib.Path("/proc/self/clear_refs").write_text("5")
+most = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
+before = most()
+store.put(large, "large")
+put = most()
+assert store.get("large", large.with_name("fetched"))
+print(put - before, most() - before)
+"""
+"""Puts a file and gets it again; prints by how many kB the most that was resident grew until after each."""
+
+
 @contextmanager
 def working(home: Path, *flags: str) -> Iterator[None]:
     """A `luthier worker` with a home of its own."""
@@ -79,6 +97,15 @@ def names(object_store: S3, url: str) -> list[str]:
     """What is in a folder of the store."""
     root = url.removeprefix("s3://")
     return [name.removeprefix(f"{root}/") for name in object_store.files.find(root)]
+
+
+def test_a_large_artefact_takes_little_memory(tmp_path: Path, url: str) -> None:
+    large = tmp_path / "large"
+    with large.open("wb") as file:
+        file.truncate(192 * 2**20)
+    done = subprocess.run([sys.executable, "-c", TRANSFER, url, str(large)], check=True, stdout=subprocess.PIPE)
+    assert all(int(kilobytes) < 64 * 1024 for kilobytes in done.stdout.split()), done.stdout
+    assert (tmp_path / "fetched").stat().st_size == large.stat().st_size
 
 
 def test_a_server_and_a_worker_share_nothing_but_database_and_store(

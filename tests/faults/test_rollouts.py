@@ -207,7 +207,7 @@ def test_equal_versions_stay_undecided_under_load(running: Server) -> None:
         rollout = started(running, TWO)
         draw = random.Random(1)
         # The second look wants twice as many labels as there were at the first, whenever that was.
-        for _ in range(12):
+        for _ in range(40):
             feed(running, 50, draw, equal=True)
             if get(running, rollout).comparison.looks >= 2:
                 break
