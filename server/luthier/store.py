@@ -77,12 +77,13 @@ class Store:
     def work(self, operation: str, attempt: int) -> Path:
         """A folder for one attempt at an operation. Of an earlier attempt its `run` stays: where a training stood.
 
-        It is moved, so that a former attempt that still lives can no longer write there.
+        It is moved, so that a former attempt that still lives can no longer write there. A later one's folder is left
+        as it is: then this attempt has lost its lease before it had begun.
         """
         directory = self.home / "work" / f"{operation}-{attempt}"
         directory.mkdir()
         for former in sorted((self.home / "work").glob(f"{operation}-*"), key=_attempt, reverse=True):
-            if former != directory:
+            if _attempt(former) < attempt:
                 if (former / "run").is_dir() and not (directory / "run").exists():
                     (former / "run").rename(directory / "run")
                 shutil.rmtree(former, ignore_errors=True)

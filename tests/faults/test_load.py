@@ -251,7 +251,7 @@ def test_pings_as_often_as_allowed(home: Path) -> None:
             assert "Too many pings" in ended.value.details() or "too_many_pings" in ended.value.details()
 
 
-@pytest.mark.parametrize("minutes", [0.5, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("minutes", [0.5, pytest.param(30, marks=[pytest.mark.slow, pytest.mark.timeout(2400)])])
 def test_memory_descriptors_and_threads_stay_as_they_are(home: Path, minutes: float) -> None:
     with serving(home) as server:
         sizes = (1, 3, 40, 200)

@@ -66,7 +66,7 @@ def put_to_sleep(processes: list[int], database_url: str) -> None:
     raise AssertionError("they are always in a transaction")
 
 
-@pytest.mark.parametrize("count", [16, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [16, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(2400)])])
 def test_two_servers_publish_each_operation_once(tmp_path: Path, database_url: str, count: int) -> None:
     flags = ["--database-url", database_url, "--trainings", "2"]
     with serving(tmp_path, *flags) as one, serving(tmp_path, *flags) as two:
@@ -128,7 +128,7 @@ def test_a_worker_that_slept_past_its_lease_publishes_nothing(tmp_path: Path, da
     assert "lease lost" in "\n".join(one.log)
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [4, pytest.param(30, marks=[pytest.mark.slow, pytest.mark.timeout(2400)])])
 def test_every_acknowledged_operation_ends_whenever_the_server_is_killed(
     tmp_path: Path, database_url: str, kills: int
 ) -> None:
