@@ -41,6 +41,8 @@ def recorded(**contenders: list[dict[str, float]]) -> dict[str, Any]:
         "packages": {"Luthier": {"onnxruntime": "1.32.0"}},
         "options": {"inter_op_num_threads": "1"},
         "threads": {"mlp": 1},
+        "connections": 8,
+        "processes": 2,
         "instances": 2,
         "mlserver_workers": 2,
         "together": {"mlp": 32},
