@@ -74,15 +74,12 @@ class Channel:
         gc.disable()
         cpu, started = time.process_time(), time.perf_counter()
         try:
-            if len(connections) == 1:
-                latencies = connections[0].drive(requests, in_flight, seconds)
-            else:
-                with ThreadPoolExecutor(len(connections)) as threads:
-                    found = [
-                        threads.submit(connection.drive, requests, share, seconds)
-                        for connection, share in zip(connections, shares, strict=True)
-                    ]
-                latencies = [latency for each in found for latency in each.result()]
+            with ThreadPoolExecutor(len(connections)) as threads:
+                found = [
+                    threads.submit(connection.drive, requests, share, seconds)
+                    for connection, share in zip(connections, shares, strict=True)
+                ]
+            latencies = [latency for each in found for latency in each.result()]
         finally:
             gc.enable()
         elapsed, cpu = time.perf_counter() - started, time.process_time() - cpu

@@ -18,9 +18,9 @@ from luthier.errors import DataLoss, FailedPrecondition, StoreUnavailable
 CONNECT_S, READ_S = 3, 30
 """Seconds without an answer after which a request is tried again; the library does so five times."""
 
-PART_BYTES, PARTS_AT_ONCE, MOST_PARTS = 8 * 2**20, 2, 10_000
-"""Large artefacts go in parts, so many at once, which is what they take of memory; the library's own would be ten of
-50 MiB. Of one artefact S3 takes no more parts than the last."""
+PART_BYTES, MOST_PARTS = 8 * 2**20, 10_000
+"""Large artefacts are put in parts, one after the other, of which two are in memory; the library's own would be ten of
+50 MiB at once. Of one artefact S3 takes no more than so many."""
 
 _OURS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE}
 """What is wrong with this machine, not with the store."""
@@ -40,12 +40,7 @@ class ObjectStore:
         self._root = url.removeprefix("s3://").rstrip("/")
         waiting = {"connect_timeout": CONNECT_S, "read_timeout": READ_S}
         # What is listed changes by other machines' hands.
-        self._files: Any = S3FileSystem(
-            use_listings_cache=False,
-            config_kwargs=waiting,
-            default_block_size=PART_BYTES,
-            max_concurrency=PARTS_AT_ONCE,
-        )
+        self._files: Any = S3FileSystem(use_listings_cache=False, config_kwargs=waiting, max_concurrency=1)
 
     def put(self, path: Path, name: str) -> None:
         """Keeps a file; replaces what has this name."""
